@@ -1,0 +1,1 @@
+"""How: networks, losses and image geometry. Tensors in, tensors out; no file, no params, no logging."""

@@ -1,0 +1,51 @@
+"""What a method must offer to be trained, evaluated and exported by the one pipeline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+
+from .common.instances import Instances
+
+Needs = Literal["pairs", "labels"]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One training batch, already on the device.
+
+    frame_a, frame_b: (B, 3, H, W) float32 RGB in [0, 1], frames t and t+1 of one clip each.
+    dt: (B,) float32 seconds from a to b.
+    labels: per image of frame_a the instances to learn from (scores are confidences), or None where the
+        objective needs none. Training labels come from a labeller or, for supervised twins, from ground truth.
+    """
+
+    frame_a: Tensor
+    frame_b: Tensor
+    dt: Tensor
+    labels: list[Instances] | None = None
+
+
+class Segmenter(nn.Module):
+    """A single-image, class-agnostic instance segmenter that can be trained.
+
+    `needs` says what `loss` reads: "pairs" (frame_a and frame_b) or "labels" (frame_a and labels).
+    """
+
+    needs: Needs = "pairs"
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar loss terms; "total" is the one to minimise, the others are its terms, unweighted or named so."""
+        raise NotImplementedError
+
+    def predict(
+        self, images: Tensor, *, score_threshold: float | None = None, output_size: tuple[int, int] | None = None
+    ) -> list[Instances]:
+        """Instances of each of `images` (B, 3, H, W) float32 RGB in [0, 1], best score first.
+
+        score_threshold: detections below it are dropped; None takes the method's own.
+        output_size: (height, width) in pixels that boxes and masks are given in; None means the images' own.
+        """
+        raise NotImplementedError

@@ -1,0 +1,283 @@
+"""The only reader of params.yaml: typed, frozen, validated before any work; an unknown key fails by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+import yaml
+from pydantic import Field, TypeAdapter, ValidationError
+
+from models.mosis.config import MosisConfig
+from models.motion_labels.config import MotionLabelsConfig
+from tasks.errors import ParamsError
+
+STAGES = ("ingest", "pairs", "train", "evaluate", "export")
+"""Stage = file in tasks/ = stage in dvc.yaml = task in flows/pipeline.py = key in params.yaml."""
+
+PositiveInt = Annotated[int, Field(gt=0)]
+NonNegativeInt = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Share = Annotated[float, Field(ge=0, le=1)]
+ImageSide = Annotated[int, Field(ge=64, le=4096, multiple_of=32)]
+Shape = Literal["circle", "square", "triangle", "pentagon", "hexagon", "star"]
+
+_FORBID: dict[str, Any] = {"extra": "forbid", "strict": False}
+
+
+@dataclass(frozen=True)
+class SyntheticParams:
+    """The generated video of thesis section 3.9. The last block goes beyond the thesis and is off by default."""
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    videos: PositiveInt = 24
+    frames: Annotated[int, Field(ge=2)] = 120
+    """Frames per video."""
+    height: Annotated[int, Field(ge=32, le=4096)] = 128
+    width: Annotated[int, Field(ge=32, le=4096)] = 128
+    rate_hz: PositiveFloat = 24.0
+    seed: NonNegativeInt = 0
+    shapes: tuple[Shape, ...] = ("circle", "square", "triangle", "pentagon", "hexagon", "star")
+    objects: tuple[NonNegativeInt, NonNegativeInt] = (1, 5)
+    """Fewest and most objects in a video."""
+    radius: tuple[PositiveFloat, PositiveFloat] = (9.0, 22.0)
+    """Smallest and largest object radius, pixels."""
+    speed: tuple[NonNegativeFloat, NonNegativeFloat] = (0.8, 3.5)
+    """Slowest and fastest object, pixels per frame."""
+    background_path: Literal["sine", "cosine", "constant", "mixed"] = "mixed"
+    """Motion of the background picture; mixed draws one per video."""
+    background_zoom: tuple[PositiveFloat, PositiveFloat] = (1.2, 2.0)
+    pictures: str | None = None
+    """Folder of pictures to use as backgrounds and textures; null generates them."""
+    dense_flow: bool = True
+    """Store the true optical flow of each frame to the next."""
+
+    rotation_deg: NonNegativeFloat = 0.0
+    """Fastest rotation, degrees per frame."""
+    scaling: Share = 0.0
+    """Amplitude of growing and shrinking, as a share of the size."""
+    deformation: Share = 0.0
+    """Amplitude of outline waves, as a share of the radius."""
+    occlusion_order: bool = False
+    """Let the depth order of objects change between videos' spells instead of staying fixed."""
+    standing_still: Share = 0.0
+    """Share of time that each object stands still, in spells."""
+    lighting: Share = 0.0
+    """Amplitude of a slow change of brightness."""
+
+
+@dataclass(frozen=True)
+class IngestParams:
+    """Sources -> clip archives in data/clips."""
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("synthetic",)
+    """`synthetic`, or paths and fsspec URLs of videos, folders of videos, folders of images."""
+    min_rate_hz: PositiveFloat = 12.0
+    """Slower video is refused: the objective needs small motion between frames (thesis 3.2)."""
+    rate_tolerance: Share = 0.1
+    """Share by which real, jittering timestamps may miss min_rate_hz."""
+    rate_hz: PositiveFloat | None = None
+    """Resample video that is faster than this down to it; null keeps every frame."""
+    image_rate_hz: PositiveFloat | None = None
+    """Rate of folders of images, which carry no timestamps."""
+    max_side: Annotated[int, Field(ge=64)] | None = None
+    """Scale decoded video down to this longer side, pixels; null keeps its size. Image files keep their bytes."""
+    clip_seconds: PositiveFloat = 60.0
+    """Longer video is cut into clips of this length, so that memory stays bounded and work spreads."""
+    max_seconds: PositiveFloat | None = None
+    """Read at most this much of each video."""
+    jpeg_quality: Annotated[int, Field(ge=50, le=100)] = 95
+    max_rejected_share: Share = 0.5
+    """Fail when more than this share of the source files had to be set aside."""
+    workers: NonNegativeInt = 0
+    """Processes; 0 takes one per core."""
+    synthetic: SyntheticParams = field(default_factory=SyntheticParams)
+
+
+@dataclass(frozen=True)
+class PairsParams:
+    """Clip archives -> frames at training size and the pairs among them, in data/pairs."""
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    height: ImageSide = 128
+    width: ImageSide = 128
+    """Training size; frames are stretched to it. Multiples of 32, the network's deepest stride."""
+    min_rate_hz: PositiveFloat = 12.0
+    """Pairs further apart than 1 / min_rate_hz seconds are dropped."""
+    rate_tolerance: Share = 0.1
+    cut_threshold: Share = 0.5
+    """Drop a pair across a shot cut: distance of the frames' colour histograms, 0 (alike) to 1."""
+    frozen_threshold: NonNegativeFloat = 0.25
+    """Drop a pair whose mean absolute difference is below this, grey levels of 255."""
+    max_motion_px: PositiveFloat = 16.0
+    """Drop a pair whose 90th-percentile motion exceeds this, pixels at training size."""
+    train_share: Share = 0.7
+    val_share: Share = 0.15
+    """Splits are by source video, stable as videos are added; the rest is the test split."""
+    max_rejected_share: Share = 0.5
+    workers: NonNegativeInt = 0
+
+
+@dataclass(frozen=True)
+class TrainParams:
+    """Pairs -> weights, one loop for every method."""
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    method: str = "mosis"
+    """A key of models.METHODS; its settings stand under the same name below."""
+    iterations: PositiveInt = 800
+    batch_size: PositiveInt = 16
+    learning_rate: PositiveFloat = 1.5e-3
+    weight_decay: NonNegativeFloat = 1e-3
+    warmup_iterations: NonNegativeInt = 50
+    schedule: Literal["cosine", "constant"] = "cosine"
+    optimizer: Literal["adamw", "adam"] = "adamw"
+    clip_grad_norm: PositiveFloat | None = 5.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast on CUDA, float32 elsewhere."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    augment: bool = True
+    """Flips, transposes, colour permutation, inversion and jitter, the same for both frames of a pair."""
+    validate_every: PositiveInt = 200
+    """Iterations between validations (AP where there is truth), sample pictures and collapse checks."""
+    validation_images: PositiveInt = 96
+    checkpoint_every: PositiveInt = 50
+    """Iterations between checkpoints: what a kill can cost."""
+    collapse_patience: PositiveInt = 3
+    """Fail after this many degenerate validations in a row."""
+    workers: NonNegativeInt = 0
+    """Processes for the labeller; 0 takes one per core."""
+    seed: NonNegativeInt = 0
+    mosis: MosisConfig = field(default_factory=MosisConfig)
+    motion_labels: MotionLabelsConfig = field(default_factory=MotionLabelsConfig)
+
+
+@dataclass(frozen=True)
+class EvaluateParams:
+    """Weights + clips with truth -> COCO scores, curves and pictures."""
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    split: Literal["train", "val", "test", "all"] = "test"
+    score_floor: Share = 0.02
+    """Detections below this are not scored at all."""
+    score_cut: Share = 0.4
+    """The second set of scores keeps only detections above this, the thesis' s_min."""
+    max_images: PositiveInt | None = None
+    pictures: NonNegativeInt = 12
+    batch_size: PositiveInt = 16
+
+
+@dataclass(frozen=True)
+class ExportParams:
+    """Weights + clips -> pseudo-labels as COCO and YouTube-VIS JSON, and the report."""
+
+    __pydantic_config__: ClassVar = _FORBID
+
+    score_threshold: Share = 0.4
+    link_iou: Share = 0.3
+    """Smallest mask IoU, after warping by optical flow, that continues a track."""
+    min_track_frames: PositiveInt = 3
+    """Shorter tracks are left out of ytvis.json."""
+    batch_size: PositiveInt = 16
+
+
+@dataclass(frozen=True)
+class Params:
+    __pydantic_config__: ClassVar = _FORBID
+
+    ingest: IngestParams = field(default_factory=IngestParams)
+    pairs: PairsParams = field(default_factory=PairsParams)
+    train: TrainParams = field(default_factory=TrainParams)
+    evaluate: EvaluateParams = field(default_factory=EvaluateParams)
+    export: ExportParams = field(default_factory=ExportParams)
+
+
+_ADAPTER = TypeAdapter(Params)
+
+
+def load(path: Path | str = "params.yaml") -> Params:
+    """Read and validate params.yaml. Raises ParamsError naming the key, its place and the nearest right name."""
+    path = Path(path)
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ParamsError(f"{path} not found: run inside a workspace, or make one with `mosis init DIR`") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    return parse({} if document is None else document, name=str(path))
+
+
+def parse(document: Any, *, name: str = "params") -> Params:
+    """Validate a plain mapping; `name` stands in messages for where it came from."""
+    if not isinstance(document, dict):
+        raise ParamsError(f"{name}: expected a mapping of stages ({', '.join(STAGES)}), not {type(document).__name__}")
+    try:
+        params = _ADAPTER.validate_python(document)
+    except ValidationError as error:
+        raise ParamsError(f"{name}: {_explain(error)}") from None
+    _check_together(params, name)
+    return params
+
+
+def to_dict(params: Any) -> dict[str, Any]:
+    """Plain nested dict of any of the dataclasses above, tuples as lists: what is written, logged and hashed."""
+    result = TypeAdapter(type(params)).dump_python(params, mode="json")
+    assert isinstance(result, dict)
+    return result
+
+
+def _check_together(params: Params, name: str) -> None:
+    synthetic = params.ingest.synthetic
+    for key in ("objects", "radius", "speed", "background_zoom"):
+        low, high = getattr(synthetic, key)
+        if low > high:
+            raise ParamsError(f"{name}: ingest.synthetic.{key}: {low} is above {high}: write [smallest, largest]")
+    if not synthetic.shapes:
+        raise ParamsError(f"{name}: ingest.synthetic.shapes: name at least one of {', '.join(typing.get_args(Shape))}")
+    if params.pairs.train_share + params.pairs.val_share > 1:
+        raise ParamsError(f"{name}: pairs.train_share + pairs.val_share is above 1: lower one of them")
+    methods = [f.name for f in dataclasses.fields(TrainParams) if dataclasses.is_dataclass(f.default_factory)]
+    if params.train.method not in methods:
+        hint = _nearest(params.train.method, methods)
+        raise ParamsError(f"{name}: train.method: unknown method {params.train.method!r}{hint}")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first fault in one line, with the nearest right name for an unknown key."""
+    faults = error.errors(include_url=False)
+    fault = next((f for f in faults if f["type"] in ("unexpected_keyword_argument", "extra_forbidden")), faults[0])
+    location = ".".join(str(part) for part in fault["loc"])
+    if fault["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = _keys_at(fault["loc"][:-1])
+        return f"unknown key {location}{_nearest(str(fault['loc'][-1]), known)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    shown = repr(fault["input"])
+    return f"{location}: {message[0].lower()}{message[1:]} (got {shown if len(shown) < 80 else shown[:77] + '...'})"
+
+
+def _nearest(word: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f": did you mean {close[0]}?" if close else f": known are {', '.join(sorted(known))}"
+
+
+def _keys_at(location: tuple[int | str, ...]) -> list[str]:
+    """Names of the fields of the dataclass at `location` in Params."""
+    where: Any = Params
+    for part in location:
+        hints = typing.get_type_hints(where)
+        where = hints.get(str(part), where)
+        if isinstance(where, types.UnionType) or typing.get_origin(where) is typing.Union:
+            where = next(a for a in typing.get_args(where) if dataclasses.is_dataclass(a))
+    return [f.name for f in dataclasses.fields(where)]

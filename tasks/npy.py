@@ -1,0 +1,87 @@
+"""Plain .npy files: written row by row in constant memory, opened memory-mapped and checked."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from numpy.typing import DTypeLike
+
+from tasks.errors import DataError
+
+
+class NpyWriter:
+    """Appends rows to a .npy file whose length is not known beforehand.
+
+    numpy pads the header so that the leading axis can grow in place, so the header is rewritten at the end and the
+    rows stay where they are.
+    """
+
+    def __init__(self, path: Path, dtype: DTypeLike, row_shape: tuple[int, ...]) -> None:
+        self.rows = 0
+        self._dtype = np.dtype(dtype)
+        self._row_shape = row_shape
+        self._file = path.open("wb")
+        self._write_header()
+        self._data_start = self._file.tell()
+
+    def append(self, rows: np.ndarray) -> None:
+        """Add `rows`: (N, *row_shape)."""
+        if rows.shape[1:] != self._row_shape:
+            raise ValueError(f"rows of shape {rows.shape[1:]} do not fit a file of {self._row_shape}")
+        self._file.write(np.ascontiguousarray(rows, self._dtype).data)
+        self.rows += len(rows)
+
+    def close(self) -> None:
+        if self._file.closed:
+            return
+        with self._file:
+            self._file.seek(0)
+            self._write_header()
+            assert self._file.tell() == self._data_start, "the .npy header changed its length"
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def __enter__(self) -> NpyWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _write_header(self) -> None:
+        descr = np.lib.format.dtype_to_descr(self._dtype)
+        header = {"descr": descr, "fortran_order": False, "shape": (self.rows, *self._row_shape)}
+        np.lib.format.write_array_header_1_0(self._file, header)
+
+
+def open_npy(path: Path, dtype: DTypeLike, row_shape: tuple[int, ...]) -> np.ndarray:
+    """Memory-mapped, read-only (N, *row_shape) array of exactly `dtype`. DataError if it is anything else."""
+    try:
+        # Mapping an array of no bytes is refused by some systems, so the header is read first.
+        array: np.ndarray = np.load(path, mmap_mode="r" if _holds_rows(path) else None, allow_pickle=False)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: run the stage that writes it again") from None
+    except (ValueError, EOFError, OSError) as error:
+        raise DataError(f"{path} is broken ({_one_line(error)}): run the stage that writes it again") from None
+    if array.dtype != np.dtype(dtype) or array.ndim != 1 + len(row_shape) or array.shape[1:] != row_shape:
+        raise DataError(
+            f"{path} holds {array.dtype} {array.shape} where {np.dtype(dtype)} (N, {', '.join(map(str, row_shape))}) "
+            "was expected: run the stage that writes it again"
+        )
+    return array
+
+
+def _holds_rows(path: Path) -> bool:
+    with path.open("rb") as file:
+        if np.lib.format.read_magic(file) != (1, 0):
+            raise ValueError("not a .npy file of version 1.0")
+        shape, _, _ = np.lib.format.read_array_header_1_0(file)
+    return int(np.prod(shape, dtype=object)) > 0
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,65 @@
+"""This process among others: its cores, its threads, its allocator, and that it does not outlive its parent."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import sys
+
+_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+def count_cores() -> int:
+    """Cores that this process may use, which in a container are fewer than the machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+def pin_threads(threads: int = 1) -> None:
+    """Let torch and OpenCV use `threads` threads each in this process, where they are loaded or will be."""
+    for name in _THREAD_VARIABLES:
+        os.environ[name] = str(threads)
+    import cv2
+
+    cv2.setNumThreads(threads)
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.set_num_threads(threads)
+
+
+def die_with_parent(number: int = signal.SIGKILL) -> None:
+    """Ask Linux to send this process signal `number` when its parent ends, however that ends; elsewhere do nothing.
+
+    The one guard that survives kill -9 of the parent: no handler and no `finally` of the parent runs then.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    parent = os.getppid()
+    set_parent_death_signal = 1
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(set_parent_death_signal, int(number), 0, 0, 0)
+    if os.getppid() != parent:  # it ended before the request stood
+        os.kill(os.getpid(), number)
+
+
+def tune_allocator() -> None:
+    """Keep freed memory in the process: CPU training allocates the same large tensors at every step, and giving each
+    back to the kernel costs more in page faults than the arithmetic on it. glibc only; elsewhere nothing.
+    """
+    trim_threshold, top_pad, mmap_max = -1, -2, -4
+    if not sys.platform.startswith("linux"):
+        return
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)
+        mallopt(trim_threshold, 2**31 - 1)
+        mallopt(top_pad, 256 * 2**20)
+
+
+def set_quiet_defaults() -> None:
+    """No telemetry from the libraries, unless the environment already says otherwise."""
+    for name, value in {"MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true"}.items():
+        os.environ.setdefault(name, value)

@@ -10,6 +10,66 @@ Objective = Literal["literal", "motion_labels"]
 ObjectnessTarget = Literal["literal", "inverted", "gain"]
 WarpDirection = Literal["literal", "consistent"]
 TargetNormalisation = Literal["minmax", "max", "none"]
+ErrorScale = Literal["literal", "half"]
+
+STRIDES = (32, 16, 8)
+"""Of the three YOLO heads, pixels: grids of 4, 8 and 16 cells at 128 x 128."""
+ANCHORS = (
+    ((48.0, 60.0), (64.0, 80.0), (80.0, 96.0)),
+    ((20.0, 28.0), (28.0, 36.0), (36.0, 44.0)),
+    ((8.0, 10.0), (12.0, 16.0), (16.0, 24.0)),
+)
+"""(width, height) in pixels of each head's three anchors, in the order of STRIDES (thesis section 9.3)."""
+
+
+@dataclass(frozen=True)
+class NetworkSpec:
+    """The size of an appearance network; everything else is common to the presets."""
+
+    stem: int
+    """Channels of the backbone's first convolution."""
+    stem_stride: int
+    widths: tuple[int, ...]
+    """Channels of the backbone's stages, each of stride 2, the last four ending at strides 4, 8, 16 and 32."""
+    blocks: tuple[int, ...]
+    """Residual blocks of each stage."""
+    neck_widths: tuple[int, int, int, int]
+    """Channels of the neck at strides 32, 16, 8 and 4; the last are those of the mask head, too."""
+    neck_depth: int
+    """Convolutions of each neck block, 1x1 and 3x3 in turn."""
+    region_side: int
+    """Cells along each side of a region's mask (RoIAlign's output)."""
+    region_samples: int
+    """Points along each side of a cell that RoIAlign averages."""
+    centre_reach: float
+    """How far beyond its cell a box's centre may lie, in cells. 0 is YOLOv3's; more lets several cells learn a label."""
+
+
+NETWORKS: dict[Preset, NetworkSpec] = {
+    # Darknet-53 with YOLOv3's neck; the thesis adds stride 4 and 28 x 28 regions for masks.
+    "yolov3": NetworkSpec(
+        stem=32,
+        stem_stride=1,
+        widths=(64, 128, 256, 512, 1024),
+        blocks=(1, 2, 8, 8, 4),
+        neck_widths=(512, 256, 128, 128),
+        neck_depth=5,
+        region_side=28,
+        region_samples=2,
+        centre_reach=0.0,
+    ),
+    "small": NetworkSpec(
+        stem=24,
+        stem_stride=2,
+        widths=(48, 96, 128, 160),
+        blocks=(1, 2, 2, 1),
+        neck_widths=(96, 64, 48, 32),
+        neck_depth=1,
+        region_side=14,
+        region_samples=1,
+        centre_reach=0.5,
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -33,6 +93,8 @@ class MosisConfig:
     """literal: eq. 9 samples I_t with frame t's flow. consistent: I_t(x) is compared with I_t+1(x + F_t(x))."""
     target_normalisation: TargetNormalisation = "minmax"
     """How eq. 14's targets are brought to [0, 1] per image: the thesis says only "normalise"."""
+    error_scale: ErrorScale = "half"
+    """E in eq. 13: literal (1 - SSIM, up to 2) or half of it, in the [0, 1] that the text announces."""
     lambda_obj: float = 0.2
     """Weight of the objectness loss in eq. 16."""
     score_threshold: float = 0.4

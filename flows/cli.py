@@ -1,0 +1,190 @@
+"""The `mosis` command. Prefect and the stages are imported only once arguments and parameters are known to be good."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from tasks.errors import MosisError, ParamsError, SourceError
+
+VIDEO_SIZE = (128, 224)
+"""Training size (height, width) of a new workspace for one's own video: near 16:9, small enough for two cores."""
+
+_INTERRUPTED, _TERMINATED = 130, 143
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. A MosisError is one line, with its traceback under MOSIS_TRACEBACK=1."""
+    options = build_parser().parse_args(arguments)
+    # Without a handler SIGTERM would end us with no clean-up: the stage and Prefect's server would live on.
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    try:
+        command: Callable[[argparse.Namespace], None] = options.command
+        command(options)
+    except MosisError as error:
+        if os.environ.get("MOSIS_TRACEBACK") == "1":
+            raise
+        print(f"mosis: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nmosis: interrupted; finished stages are kept, run the same command to go on", file=sys.stderr)
+        return _INTERRUPTED
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="mosis", description="Unlabelled video in, instance masks and a segmenter out."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    run = commands.add_parser("run", help="label videos and train on them, in a workspace of their own")
+    run.add_argument(
+        "sources",
+        nargs="*",
+        metavar="SOURCE",
+        help="videos, folders of videos or of images, fsspec URLs; none: run the workspace we are in",
+    )
+    run.add_argument(
+        "--workspace", type=Path, metavar="DIR", help="where to work (default: workspaces/NAME OF THE FIRST SOURCE)"
+    )
+    run.add_argument(
+        "--image-rate", type=float, metavar="HZ", help="rate of folders of images, which carry no timestamps"
+    )
+    run.add_argument(
+        "--size",
+        type=parse_size,
+        metavar="HxW",
+        help=f"training size, multiples of 32 (default: {VIDEO_SIZE[0]}x{VIDEO_SIZE[1]})",
+    )
+    _add_set(run)
+    run.set_defaults(command=run_command)
+
+    init = commands.add_parser("init", help="make a workspace and change nothing else")
+    init.add_argument("folder", type=Path, metavar="DIR")
+    _add_set(init)
+    init.set_defaults(command=init_command)
+
+    demo = commands.add_parser("demo", help="run the pipeline of the repository we are in, on generated video")
+    demo.set_defaults(command=demo_command)
+    status = commands.add_parser("status", help="what the next run would do, and which model is champion")
+    status.add_argument("folder", type=Path, nargs="?", default=Path(), metavar="DIR")
+    status.set_defaults(command=status_command)
+    return parser
+
+
+def run_command(options: argparse.Namespace) -> None:
+    from tasks import workspace
+
+    settings = read_settings(options)
+    if not options.sources:
+        folder = options.workspace or Path()
+        if settings:
+            _require_workspace(folder)
+            workspace.configure(folder, settings)
+        return run_pipeline(folder)
+    sources = [absolute_source(source) for source in options.sources]
+    settings = {"ingest.sources": sources, **settings}
+    folder = options.workspace or workspace.place_for(sources, Path("workspaces"))
+    if workspace.is_workspace(folder):
+        if workspace.configure(folder, settings):
+            print(f"{folder}: params.yaml changed")
+    else:
+        height, width = VIDEO_SIZE
+        defaults = {"pairs.height": height, "pairs.width": width, "evaluate.split": "all"}
+        workspace.init(folder, {**defaults, **settings})
+        print(f"new workspace {folder}")
+    return run_pipeline(folder)
+
+
+def init_command(options: argparse.Namespace) -> None:
+    from tasks import workspace
+
+    workspace.init(options.folder, read_settings(options))
+    print(f"new workspace {options.folder}: edit params.yaml, then `mosis run --workspace {options.folder}`")
+
+
+def demo_command(options: argparse.Namespace) -> None:
+    run_pipeline(Path())
+
+
+def status_command(options: argparse.Namespace) -> None:
+    from flows import summary
+
+    _require_workspace(options.folder)
+    summary.print_status(options.folder.resolve())
+
+
+def run_pipeline(folder: Path) -> None:
+    """The pipeline in a workspace, and what came of it. Parameters are read before anything slow starts."""
+    from flows import environment
+    from tasks import params
+
+    _require_workspace(folder)
+    folder = folder.resolve()
+    params.load(folder / "params.yaml")
+    environment.prepare(folder)
+    from flows import summary
+    from flows.pipeline import pipeline
+
+    summary.print_run(folder, pipeline(folder))
+
+
+def read_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """Dotted keys of params.yaml from --set and its short forms, of which --set has the last word."""
+    from tasks.settings import parse_setting
+
+    settings: dict[str, Any] = {}
+    if getattr(options, "image_rate", None) is not None:
+        settings["ingest.image_rate_hz"] = options.image_rate
+    if getattr(options, "size", None) is not None:
+        settings["pairs.height"], settings["pairs.width"] = options.size
+    settings.update(parse_setting(text) for text in options.set)
+    return settings
+
+
+def absolute_source(source: str) -> str:
+    """A local path made absolute; URLs and `synthetic` as they are. Raises SourceError where no such file exists."""
+    if "://" in source or source == "synthetic":
+        return source
+    path = Path(source).expanduser()
+    if not path.exists():
+        raise SourceError(f"{source}: no such file or folder: give videos, folders of videos or images, or URLs")
+    return str(path.resolve())
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`128x224` -> (128, 224), height first."""
+    height, times, width = text.lower().partition("x")
+    if not (times and height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r}: write HEIGHTxWIDTH, for example 128x224")
+    return int(height), int(width)
+
+
+def _add_set(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any key of params.yaml, such as train.iterations=200; may be repeated",
+    )
+
+
+def _require_workspace(folder: Path) -> None:
+    from tasks import workspace
+
+    if not workspace.is_workspace(folder):
+        raise ParamsError(
+            f"{folder.resolve()} is no workspace: name videos (`mosis run SOURCE ...`), "
+            "give --workspace DIR, or make one with `mosis init DIR`"
+        )
+
+
+def _exit_on_signal(number: int, frame: FrameType | None) -> None:
+    sys.exit(_TERMINATED)

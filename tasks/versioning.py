@@ -1,0 +1,237 @@
+"""The only file that deals with DVC: stages through `dvc repro`, what dvc.lock says, the remote.
+
+`python -m tasks.versioning STAGE` reproduces one stage of the current folder; `run_stage` starts that as a process of
+its own, so that DVC and everything below it can be ended together.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from tasks.errors import BusyError, DataError, MosisError, StageError, StorageError
+from tasks.process import die_with_parent
+
+REMOTE = "local"
+
+CONFIG = """\
+[core]
+    analytics = false
+    autostage = false
+    check_update = false
+    remote = local
+['remote "local"']
+    url = ~/.local/share/mosis/dvc
+"""
+""".dvc/config of every workspace. DVC expands the tilde itself: one store for all workspaces and clones of a user."""
+
+_UNCHANGED, _RESTORED, _BUSY, _DVC_FAILED = 80, 81, 82, 83
+"""Exit codes of `python -m tasks.versioning`, outside what stages and shells use; 0 means that the stage ran."""
+
+_GRACE_S = 10.0
+"""How long a stage that is told to end may take to clean up."""
+
+
+class Outcome(enum.StrEnum):
+    RAN = "ran"
+    RESTORED = "restored"
+    """Not run: the same code, parameters and data were run before, and the outputs came back from the cache."""
+    UNCHANGED = "unchanged"
+
+
+def run_stage(workspace: Path, stage: str) -> Outcome:
+    """`dvc repro --single-item STAGE` in `workspace`, its output passed through to the terminal.
+
+    However this call ends, no process of the stage is left. Raises StageError (with the stage's exit code) after the
+    stage has printed why, BusyError when another process works in the workspace.
+    """
+    code = _run_group([sys.executable, "-m", "tasks.versioning", stage], workspace)
+    outcomes = {0: Outcome.RAN, _UNCHANGED: Outcome.UNCHANGED, _RESTORED: Outcome.RESTORED}
+    if code in outcomes:
+        return outcomes[code]
+    if code == _BUSY:
+        raise BusyError(f"{workspace}: another process works here: wait until it has finished, then run this again")
+    who = "DVC could not run it" if code == _DVC_FAILED else f"it failed with exit code {code}"
+    error = StageError(
+        f"stage {stage}: {who}, the reason stands above: mend it and run this again, finished stages are kept"
+    )
+    error.exit_code = 1 if code >= _UNCHANGED else code
+    raise error
+
+
+def init(workspace: Path) -> None:
+    """Make the git repository `workspace` a DVC one with the default remote; does nothing where it is one already."""
+    if (workspace / ".dvc").is_dir():
+        return
+    run_dvc(workspace, "init", "--quiet")
+    (workspace / ".dvc" / "config").write_text(CONFIG, encoding="utf-8")
+
+
+def push(workspace: Path) -> None:
+    """Send what dvc.lock names to the default remote. Raises StorageError."""
+    run_dvc(workspace, "push", "--quiet")
+
+
+def pull(workspace: Path) -> None:
+    """Fetch and check out what dvc.lock names from the default remote. Raises StorageError."""
+    run_dvc(workspace, "pull", "--quiet")
+
+
+def changed_stages(workspace: Path) -> set[str]:
+    """Names of the stages that the next run would not skip, going by what lies in the workspace now."""
+    return set(json.loads(run_dvc(workspace, "status", "--json") or "{}"))
+
+
+def data_md5(workspace: Path, output: str = "data/pairs") -> str | None:
+    """MD5 by which DVC knows the output at the relative path `output`; None where it has not been made yet."""
+    for stage in _read_lock(workspace).values():
+        for entry in stage.get("outs") or ():
+            if entry.get("path") == output:
+                return entry.get("md5")
+    return None
+
+
+def stage_environment() -> dict[str, str]:
+    """The environment for DVC: this interpreter's folder first, so that `python` in dvc.yaml is this one."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    # A shell that stays between DVC and the stage (fish, old ones) would hide DVC's death from the stage: sh execs it.
+    return {**os.environ, "PATH": path, "SHELL": "/bin/sh", "DVC_NO_ANALYTICS": "1"}
+
+
+def run_dvc(workspace: Path, *arguments: str) -> str:
+    """Standard output of a short `dvc` command. Raises StorageError with DVC's own last line."""
+    done = subprocess.run(
+        [sys.executable, "-m", "dvc", *arguments],
+        cwd=workspace,
+        env=stage_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode == 0:
+        return done.stdout
+    lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+    reason = next((line for line in lines if line.startswith("ERROR")), lines[-1]).removeprefix("ERROR: ")
+    if "Unable to acquire lock" in reason:
+        raise BusyError(f"{workspace}: another process works here: wait until it has finished, then run this again")
+    raise StorageError(f"{workspace}: dvc {arguments[0]}: {reason}")
+
+
+def _read_lock(workspace: Path) -> dict[str, Any]:
+    path = workspace / "dvc.lock"
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, UnicodeDecodeError):
+        raise DataError(f"{path} is not valid YAML: restore it with git, or delete it to run all stages anew") from None
+    stages = document.get("stages") if isinstance(document, dict) else None
+    return stages if isinstance(stages, dict) else {}
+
+
+def _run_group(command: list[str], folder: Path) -> int:
+    """Exit code of `command`, run in a process group that is gone when this returns or raises.
+
+    DVC does not end its stage when it is ended itself, and a stage left alive could overwrite outputs later. A group
+    of its own also means that Ctrl-C reaches only us, and that we decide the order: the group first, then our line.
+    """
+    child: subprocess.Popen[bytes] | None = None
+    try:
+        child = subprocess.Popen(
+            command, cwd=folder, env=stage_environment(), stdin=subprocess.DEVNULL, process_group=0
+        )
+        return _exit_code(child.wait())
+    except OSError as error:
+        raise StorageError(f"{folder}: cannot start {command[0]}: {error.strerror}") from None
+    finally:
+        if child is not None:
+            _end_group(child)
+
+
+def _end_group(leader: subprocess.Popen[bytes]) -> None:
+    """TERM, some time to clean up, then KILL, until no process of the group is left."""
+    deadline = time.monotonic() + _GRACE_S
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader.pid, signal.SIGTERM)
+        while time.monotonic() < deadline:
+            leader.poll()  # an unreaped leader would keep its group alive for ever
+            os.killpg(leader.pid, 0)
+            time.sleep(0.05)
+        os.killpg(leader.pid, signal.SIGKILL)
+    leader.wait()
+
+
+def _exit_code(returncode: int) -> int:
+    """As shells write it: death by signal n is 128 + n."""
+    return returncode if returncode >= 0 else 128 - returncode
+
+
+def _stage_exit_code(message: str) -> int:
+    """The stage's own exit code, which DVC keeps only in its message; 1 where it is not there."""
+    found = re.search(r"exited with (-?\d+)$", message)
+    code = _exit_code(int(found[1])) if found else 1
+    return 1 if _UNCHANGED <= code <= _DVC_FAILED else code
+
+
+class _CommandSeen(logging.Handler):
+    """Notices that DVC starts a stage's command: the module dvc.stage.run logs then, and only then."""
+
+    seen = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.seen = True
+
+
+def _reproduce(stage: str) -> int:
+    """Reproduce one stage of the current folder in this process; the exit codes above."""
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+    from dvc.stage.exceptions import StageCmdFailedError
+
+    commands = _CommandSeen(level=logging.INFO)
+    logging.getLogger("dvc.stage.run").addHandler(commands)
+    for hints in ("dvc.repo.scm_context", "dvc.dvcfile"):  # "To track the changes with git, run ..." after every stage
+        logging.getLogger(hints).setLevel(logging.WARNING)
+    try:
+        with Repo() as repo:
+            changed = repo.reproduce(stage, single_item=True)
+    except DvcException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, StageCmdFailedError):
+            return _stage_exit_code(str(cause))
+        print(f"dvc: {' '.join(str(cause).split())}", file=sys.stderr)
+        return _BUSY if isinstance(cause, LockError) else _DVC_FAILED
+    if not changed:
+        return _UNCHANGED
+    return 0 if commands.seen else _RESTORED
+
+
+def main(arguments: list[str]) -> int:
+    # TERM, not KILL: the stage below has asked for its own end with us, and DVC may still release its locks.
+    die_with_parent(signal.SIGTERM)
+    if len(arguments) != 1:
+        print("usage: python -m tasks.versioning STAGE", file=sys.stderr)
+        return 2
+    try:
+        return _reproduce(arguments[0])
+    except MosisError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

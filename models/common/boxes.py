@@ -1,0 +1,35 @@
+"""Box geometry that torchvision.ops lacks. Boxes are (..., 4) x1 y1 x2 y2 in pixels, x2 and y2 exclusive."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_iou
+
+
+def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """IoU of every pair: (..., N, 4), (..., M, 4) -> (..., N, M) in [0, 1]; 0 and not NaN where both boxes have no area."""
+    return box_iou(boxes_a, boxes_b).nan_to_num(0.0)
+
+
+def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Cut boxes (..., 4) at the borders of an image of `size` = (height, width)."""
+    height, width = size
+    limit = boxes.new_tensor([width, height, width, height])
+    return boxes.clamp(min=0).minimum(limit)
+
+
+def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
+    """Boxes (..., 4) of an image of `from_size` in the pixels of the same image stretched to `to_size`, (height, width)."""
+    y, x = to_size[0] / from_size[0], to_size[1] / from_size[1]
+    return boxes * boxes.new_tensor([x, y, x, y])
+
+
+def jitter_boxes(boxes: Tensor, amount: float, generator: torch.Generator | None = None) -> Tensor:
+    """Move each edge of boxes (N, 4) by up to `amount` of the box's side, uniformly; amount < 0.5 keeps x1 < x2.
+
+    The draw is made on the CPU, so that a seed gives the same boxes on every device.
+    """
+    sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)  # w h w h
+    draw = torch.rand(boxes.shape, generator=generator) * 2 - 1
+    return boxes + amount * draw.to(boxes) * sides

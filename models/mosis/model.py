@@ -1,0 +1,153 @@
+"""MoSIS: the appearance network alone at inference; motion network and photometric loss, or labels, while training."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torchvision.ops import nms
+
+from ..common.boxes import clip_boxes, scale_boxes
+from ..common.instances import Instances, mask_extents
+from ..common.masks import paste_binary, paste_masks
+from ..interface import Batch, Segmenter
+from .appearance import AppearanceNetwork, Proposals
+from .config import NETWORKS, MosisConfig
+from .label_loss import label_loss
+from .losses import mosis_loss
+from .motion import MotionNetwork, SegmentMotion
+
+OBJECTNESS_PRIOR = 0.01
+"""Of untrained proposals where labels are learnt: about the share of proposals that ever fits one."""
+CANDIDATES = 1000
+"""Most proposals of an image that enter NMS, best first: it takes time and memory that grow with their square."""
+
+
+class Mosis(Segmenter):
+    """The thesis' method, or the same network learning from labels (`config.objective`).
+
+    size: (height, width) in pixels of training frames, multiples of 32; prediction takes any such size.
+    """
+
+    def __init__(self, config: MosisConfig, size: tuple[int, int]) -> None:
+        super().__init__()
+        if size[0] % 32 or size[1] % 32:
+            raise ValueError(f"training size {size} must be multiples of 32")
+        self.config = config
+        learns_labels = config.objective == "motion_labels"
+        self.needs = "labels" if learns_labels else "pairs"
+        prior = OBJECTNESS_PRIOR if learns_labels else 0.5
+        self.appearance = AppearanceNetwork(NETWORKS[config.preset], objectness_prior=prior)
+        self.motion: MotionNetwork | None = None
+        self.segment_motion: SegmentMotion | None = None
+        if not learns_labels:
+            self.motion = MotionNetwork(config.search_range)
+            self.segment_motion = SegmentMotion(self.motion.channels)
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Eq. 16 for the literal objective, detector losses for labels: named scalars with "total"."""
+        return self._label_loss(batch) if self.needs == "labels" else self._photometric_loss(batch)
+
+    def propose(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Masks times objectness (B, K, H, W) in [0, 1] and objectness logits (B, K) of the top K proposals.
+
+        Differentiable in everything, the boxes included. K is top_k, or all proposals where there are fewer.
+        """
+        proposals = self.appearance(images)
+        logits, index = proposals.logits.topk(min(self.config.top_k, proposals.logits.shape[1]), dim=1)  # (B, K)
+        boxes = proposals.boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, K, 4)
+        mask_logits = self.appearance.mask_logits(proposals.mask_features, boxes.unbind(0))
+        masks = mask_logits.sigmoid().view(*index.shape, *mask_logits.shape[1:])  # (B, K, S, S)
+        # Eq. 3 multiplies by these: the text calls both logits and uses both as probabilities.
+        return paste_masks(masks, boxes, proposals.image_size) * logits.sigmoid()[..., None, None], logits
+
+    @torch.no_grad()
+    def predict(
+        self, images: Tensor, *, score_threshold: float | None = None, output_size: tuple[int, int] | None = None
+    ) -> list[Instances]:
+        """Section 3.8 for each of `images` (B, 3, H, W) RGB in [0, 1]: see `Segmenter.predict`.
+
+        Objectness and box NMS choose at most top_k proposals, masks are thresholded, empty ones dropped. With
+        score_with_mask the threshold holds for the product, too. Boxes are cut at the image's border.
+        """
+        threshold = self.config.score_threshold if score_threshold is None else score_threshold
+        proposals = self.appearance(images)
+        chosen = [
+            _select(boxes, scores, threshold, self.config.nms_iou, self.config.top_k)
+            for boxes, scores in zip(proposals.boxes.float(), proposals.logits.sigmoid(), strict=True)
+        ]
+        boxes = [image_boxes[kept] for image_boxes, kept in zip(proposals.boxes, chosen, strict=True)]
+        masks = self.appearance.mask_logits(proposals.mask_features, boxes).sigmoid()
+        masks_by_image = masks.split([len(kept) for kept in chosen])
+        return [
+            self._finish(image_boxes, image_scores[kept].sigmoid(), image_masks, proposals, threshold, output_size)
+            for image_boxes, image_scores, image_masks, kept in zip(
+                boxes, proposals.logits, masks_by_image, chosen, strict=True
+            )
+        ]
+
+    def _finish(
+        self,
+        boxes: Tensor,
+        scores: Tensor,
+        masks: Tensor,
+        proposals: Proposals,
+        threshold: float,
+        output_size: tuple[int, int] | None,
+    ) -> Instances:
+        """One image's chosen proposals, masks (N, S, S) probabilities, as instances at the output's size."""
+        size = output_size or proposals.image_size
+        boxes = scale_boxes(boxes, proposals.image_size, size)
+        if self.config.score_with_mask:
+            scores = scores * mask_certainty(masks, self.config.mask_threshold)
+        full = paste_binary(masks, boxes, size, self.config.mask_threshold)
+        boxes = mask_extents(full) if self.config.box_from_mask else clip_boxes(boxes, size)
+        kept = (scores >= threshold) & full.flatten(1).any(1)
+        order = torch.argsort(scores[kept], descending=True, stable=True)
+        return Instances(boxes[kept], scores[kept], full[kept])[order]
+
+    def _label_loss(self, batch: Batch) -> dict[str, Tensor]:
+        if batch.labels is None:
+            raise ValueError("this objective learns from labels, and the batch has none")
+        proposals = self.appearance(batch.frame_a)
+        return label_loss(
+            proposals,
+            batch.labels,
+            lambda boxes: self.appearance.mask_logits(proposals.mask_features, boxes),
+            centre_reach=self.appearance.centre_reach,
+            region_side=self.appearance.region_side,
+        )
+
+    def _photometric_loss(self, batch: Batch) -> dict[str, Tensor]:
+        assert self.motion is not None
+        assert self.segment_motion is not None
+        masks, logits = self.propose(torch.cat((batch.frame_a, batch.frame_b)))
+        masks_a, masks_b = masks.chunk(2)
+        logits_a, logits_b = logits.chunk(2)
+        return mosis_loss(
+            batch.frame_a,
+            batch.frame_b,
+            masks_a,
+            masks_b,
+            logits_a,
+            logits_b,
+            self.motion,
+            self.segment_motion,
+            objectness_target=self.config.objectness_target,
+            warp_direction=self.config.warp_direction,
+            target_normalisation=self.config.target_normalisation,
+            error_scale=self.config.error_scale,
+            lambda_obj=self.config.lambda_obj,
+        )
+
+
+def _select(boxes: Tensor, scores: Tensor, threshold: float, iou: float, most: int) -> Tensor:
+    """Indices, best first, of at most `most` of boxes (A, 4), scores (A,) at or above the threshold and not suppressed."""
+    candidates = torch.nonzero(scores >= threshold)[:, 0]
+    candidates = candidates[torch.argsort(scores[candidates], descending=True, stable=True)[:CANDIDATES]]
+    return candidates[nms(boxes[candidates], scores[candidates], iou)[:most]]
+
+
+def mask_certainty(masks: Tensor, threshold: float) -> Tensor:
+    """Mean probability of the cells above the threshold: masks (N, S, S) -> (N,) in [0, 1], 0 where none is above."""
+    inside = masks > threshold
+    return (masks * inside).sum((1, 2)) / inside.sum((1, 2)).clamp(min=1)

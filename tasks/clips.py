@@ -37,7 +37,7 @@ class ClipInfo:
 
     timestamps_us: strictly increasing, from the start of the source (not of the clip).
     start_us: what to add for absolute time since 1970, 0 where the source does not tell.
-    ingest: the parameters that shaped the clip. note: what a person should know about it, or None.
+    ingest: the parameters that shaped the clip.
     """
 
     clip_id: str
@@ -52,12 +52,14 @@ class ClipInfo:
     split: str | None = None
     ingest: Mapping[str, Any] = field(default_factory=dict)
     truth: bool = False
-    note: str | None = None
 
 
 @dataclass(frozen=True)
 class ClipEntry:
-    """One row of the manifest: a clip without opening it. `seconds` includes the last frame's own duration."""
+    """One row of the manifest: a clip without opening it.
+
+    seconds: includes the last frame's own duration. note: what a person should know about its source, or None.
+    """
 
     clip_id: str
     path: Path
@@ -223,7 +225,6 @@ class ClipWriter:
         start_us: int = 0,
         split: str | None = None,
         ingest: Mapping[str, Any] | None = None,
-        note: str | None = None,
         jpeg_quality: int = 95,
         lossless: bool = False,
     ) -> None:
@@ -231,7 +232,6 @@ class ClipWriter:
         if not _CLIP_ID.fullmatch(clip_id):
             raise ValueError(f"clip_id must be 16 hex digits, not {clip_id!r}")
         self.path = Path(folder) / f"{clip_id}.zip"
-        self.note = note
         self._known: dict[str, Any] = {
             "clip_id": clip_id,
             "source": source,
@@ -333,7 +333,6 @@ class ClipWriter:
             timestamps_us=tuple(self._timestamps_us),
             rate_hz=median_rate_hz(self._timestamps_us),
             truth=self._truth,
-            note=self.note,
         )
         self._write("clip.json", _dump({"format": FORMAT, **dataclasses.asdict(info)}))
         return info
@@ -391,7 +390,6 @@ def _to_entry(info: ClipInfo, path: Path) -> ClipEntry:
         split=info.split,
         truth=info.truth,
         seconds=span_us / 1e6 + (1 / info.rate_hz if info.rate_hz else 0.0),
-        note=info.note,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,16 @@ def read_header(data: bytes, *, where: str) -> PictureHeader:
             f"{where}: claims {width} x {height}, more than {MAX_PIXELS // 10**6} megapixels: picture refused"
         )
     return header
+
+
+def check_whole(data: bytes, *, where: str) -> None:
+    """Decode a picture and drop it: DataError where it is cut short or damaged, which OpenCV would paint over in grey."""
+    read_header(data, where=where)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            image.load()
+    except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, zlib.error):
+        raise DataError(f"{where}: the picture is cut short or damaged") from None
 
 
 def decode_rgb(data: bytes, *, size: tuple[int, int] | None = None, where: str, upright: bool = False) -> np.ndarray:

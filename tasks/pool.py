@@ -50,18 +50,19 @@ def map_unordered(
     function: Callable[[T], R],
     items: Sequence[T],
     workers: int,
-    description: str,
+    description: str | None,
     *,
     executor: Executor | None = None,
 ) -> Iterator[Outcome[T, R]]:
     """Yield an Outcome for each of `items`, in order of completion, with a progress bar.
 
     workers: processes; 0 takes one per core. With one worker or one item all runs in this process.
+    description: stands beside the bar; None shows none, so that one inside `function` may.
     executor: any concurrent.futures.Executor to use instead (it is not shut down here).
     An exception that `function` raises is its item's outcome; so is the death of its process (WorkerDied).
     """
     count = count_workers(workers, len(items))
-    with Progress(description, len(items)) as progress:
+    with Progress(description, len(items)) if description else contextlib.nullcontext() as progress:
         if executor is not None:
             outcomes = _drain(executor, function, deque(enumerate(items)), _IN_FLIGHT_PER_WORKER * count, None)
         elif count == 1:
@@ -69,7 +70,8 @@ def map_unordered(
         else:
             outcomes = _map_over_processes(function, items, count)
         for outcome in outcomes:
-            progress.advance()
+            if progress is not None:
+                progress.advance()
             yield outcome
 
 

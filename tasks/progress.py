@@ -1,7 +1,11 @@
-"""Progress for people: a rich bar on a terminal, else a line every ten seconds on stderr."""
+"""Progress for people: a rich bar on a terminal, else a line every ten seconds on stderr.
+
+One at a time: inside another, and in the processes of a pool, it is silent.
+"""
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
@@ -16,16 +20,23 @@ _SECONDS_BETWEEN_LINES = 10.0
 class Progress:
     """Context manager: `with Progress("decode", total=10) as progress: progress.advance()`."""
 
+    _any_shown = False
+
     def __init__(self, description: str, total: int | None = None) -> None:
         self.description = description
         self.total = total
         self.done = 0
         self._bar: Any = None
         self._row: Any = None
+        self._silent = False
         self._started = self._shown = time.monotonic()
 
     def __enter__(self) -> Progress:
         self._started = self._shown = time.monotonic()
+        self._silent = Progress._any_shown or multiprocessing.parent_process() is not None
+        if self._silent:
+            return self
+        Progress._any_shown = True
         if sys.stderr.isatty():
             self._bar = _rich_bar()
         if self._bar is not None:
@@ -36,6 +47,9 @@ class Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if self._silent:
+            return
+        Progress._any_shown = False
         if self._bar is not None:
             self._bar.stop()
         elif self._shown > self._started and kind is None:
@@ -45,7 +59,7 @@ class Progress:
         self.done += count
         if self._bar is not None:
             self._bar.update(self._row, completed=self.done)
-        elif time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
+        elif not self._silent and time.monotonic() - self._shown >= _SECONDS_BETWEEN_LINES:
             self._write_line()
 
     def describe(self, description: str) -> None:

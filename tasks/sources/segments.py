@@ -1,0 +1,107 @@
+"""Timed frames -> clip archives: the rate rule, resampling by real timestamps, cutting into clips."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+
+from tasks.clips import ClipEntry, ClipWriter, make_clip_id
+from tasks.errors import SourceError
+
+_FASTER = 1.01
+"""Video is resampled only when it is faster than wanted by more than timestamps jitter."""
+
+
+class Timed(Protocol):
+    @property
+    def time_us(self) -> int: ...
+
+
+F = TypeVar("F", bound=Timed)
+
+
+@dataclass(frozen=True)
+class ClipKind:
+    """What all clips of one source share. `shape`: the parameters that shape them, part of their clip_id."""
+
+    source: str
+    source_sha256: str
+    shape: Mapping[str, Any]
+    clip_seconds: float
+    jpeg_quality: int
+
+
+def check_rate(rate_hz: float, *, min_rate_hz: float, tolerance: float) -> None:
+    """Raise SourceError where a rate is below the bound that small motion between frames needs (thesis 3.2)."""
+    if rate_hz < min_rate_hz * (1 - tolerance):
+        raise SourceError(
+            f"{rate_hz:.1f} Hz is below {min_rate_hz:g} Hz: too slow to follow motion from frame to frame "
+            f"(lower ingest.min_rate_hz to accept it)"
+        )
+
+
+def resample(frames: Iterable[F], *, from_hz: float, to_hz: float | None) -> Iterator[F]:
+    """The frames nearest to multiples of 1 / to_hz, none twice; all of them where the video is no faster than that.
+
+    Frames keep their real times. Where the video has a gap, so has the result.
+    """
+    if to_hz is None or from_hz <= to_hz * _FASTER:
+        yield from frames
+        return
+    interval_us = 1e6 / to_hz
+    for slot, group in itertools.groupby(frames, key=lambda frame: round(frame.time_us / interval_us)):
+        yield min(group, key=lambda frame: abs(frame.time_us - slot * interval_us))
+
+
+def number_segments(frames: Iterable[F], clip_us: int) -> Iterator[tuple[int, F]]:
+    """(segment, frame): a new segment once one spans `clip_us`, and never one of a single frame.
+
+    One frame is held back: the very last joins the segment before it.
+    """
+    segment, length, start_us = 0, 0, 0
+    held: F | None = None
+    for frame in frames:
+        if held is None:
+            start_us = frame.time_us
+        else:
+            if held.time_us - start_us >= clip_us and length >= 2:
+                segment, length, start_us = segment + 1, 0, held.time_us
+            yield segment, held
+            length += 1
+        held = frame
+    if held is not None:
+        yield segment, held
+
+
+def write_clips(
+    folder: Path, frames: Iterable[F], to_picture: Callable[[F], np.ndarray | bytes], kind: ClipKind
+) -> list[ClipEntry]:
+    """Write the stream as clips of `clip_seconds` each. Memory holds a few frames, whatever the length.
+
+    Raises SourceError where there are fewer than two frames.
+    """
+    stream = iter(frames)
+    first = list(itertools.islice(stream, 2))
+    if len(first) < 2:
+        raise SourceError("has one frame: motion needs at least two" if first else "has no frame that can be decoded")
+    entries = []
+    numbered = number_segments(itertools.chain(first, stream), round(kind.clip_seconds * 1e6))
+    del first
+    for segment, group in itertools.groupby(numbered, key=lambda pair: pair[0]):
+        with ClipWriter(
+            folder,
+            clip_id=make_clip_id(kind.source_sha256, kind.shape, segment),
+            source=kind.source,
+            source_sha256=kind.source_sha256,
+            ingest=kind.shape,
+            jpeg_quality=kind.jpeg_quality,
+        ) as writer:
+            for _, frame in group:
+                writer.add(to_picture(frame), frame.time_us)
+        entries.append(writer.entry)
+    return entries

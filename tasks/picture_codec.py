@@ -60,7 +60,7 @@ def read_header(data: bytes, *, where: str) -> PictureHeader:
 
 
 def check_whole(data: bytes, *, where: str) -> None:
-    """Decode a picture and drop it: DataError where it is cut short or damaged, which OpenCV would paint over in grey."""
+    """Decode a picture and drop it: DataError where it is cut short or damaged, which OpenCV paints over in grey."""
     read_header(data, where=where)
     try:
         with Image.open(io.BytesIO(data)) as image:

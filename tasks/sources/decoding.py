@@ -68,10 +68,14 @@ def probe(path: Path, *, max_seconds: float | None) -> Probe:
             pass  # the index says how many there should have been; decoding finds out how many there are
         times.sort()
         times_us = [time - times[0] for time in times]
+        rate = stream.average_rate or stream.guessed_rate
         frames = max(count, stream.frames)
         if max_seconds is not None:
             frames = sum(time < max_seconds * 1e6 for time in times_us)
-        return Probe(times_us, frames, stream.average_rate or stream.guessed_rate, stream.codec_context.name)
+        elif not stream.frames and len(container.streams) == 1 and container.duration and rate:
+            # Matroska counts no frames; its duration tells whether the end is missing, where no sound can be longer.
+            frames = max(count, int(container.duration * rate / av.time_base))
+        return Probe(times_us, frames, rate, stream.codec_context.name)
 
 
 def decode(

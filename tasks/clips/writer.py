@@ -1,0 +1,150 @@
+"""Write clip archives: whole or not at all, equal bytes from equal input."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from tasks import picture_codec
+from tasks.clips.info import FORMAT, MAX_FRAMES, ClipEntry, ClipInfo, dump_json, is_clip_id, median_rate_hz, to_entry
+from tasks.errors import DataError
+from tasks.files import atomic_path
+
+
+class ClipWriter:
+    """Context manager that writes `folder/<clip_id>.zip`, whole or not at all. `entry` is its manifest row afterwards.
+
+    Equal input gives equal bytes. Frames go straight to disk: memory does not grow with the clip, annotations excepted.
+    """
+
+    entry: ClipEntry
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        clip_id: str,
+        source: str,
+        source_sha256: str,
+        camera: str | None = None,
+        start_us: int = 0,
+        split: str | None = None,
+        ingest: Mapping[str, Any] | None = None,
+        jpeg_quality: int = 95,
+        lossless: bool = False,
+    ) -> None:
+        """lossless: write arrays as PNG instead of JPEG at `jpeg_quality`. Frames given as bytes stay as they are."""
+        if not is_clip_id(clip_id):
+            raise ValueError(f"clip_id must be 16 hex digits, not {clip_id!r}")
+        self.path = Path(folder) / f"{clip_id}.zip"
+        self._known: dict[str, Any] = {
+            "clip_id": clip_id,
+            "source": source,
+            "source_sha256": source_sha256,
+            "camera": camera,
+            "start_us": start_us,
+            "split": split,
+            "ingest": dict(ingest or {}),
+        }
+        self._jpeg_quality = None if lossless else jpeg_quality
+        self._size: tuple[int, int] | None = None
+        self._timestamps_us: list[int] = []
+        self._tracks: dict[int, dict[int, dict[str, Any]]] = {}
+        self._truth = False
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> ClipWriter:
+        temporary = self._stack.enter_context(atomic_path(self.path))
+        self._zip = self._stack.enter_context(zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if kind is not None:
+            return bool(self._stack.__exit__(kind, error, trace))
+        with self._stack:
+            info = self._finish()
+        self.entry = to_entry(info, self.path)
+        return False
+
+    def __len__(self) -> int:
+        return len(self._timestamps_us)
+
+    def add(
+        self,
+        frame: np.ndarray | bytes,
+        timestamp_us: int,
+        *,
+        masks: Mapping[int, np.ndarray] | None = None,
+        flow: np.ndarray | None = None,
+    ) -> None:
+        """Append one frame.
+
+        frame: (H, W, 3) uint8 RGB, or the bytes of an 8-bit JPEG or PNG, kept as they are.
+        masks: track id -> (H, W) bool. None in every frame: the clip has no ground truth; {}: nothing in this frame.
+        flow: (H, W, 2) float32 pixels of this frame to the next, NaN where unknown.
+        """
+        index = len(self._timestamps_us)
+        if index and timestamp_us <= self._timestamps_us[-1]:
+            raise DataError(f"{self._known['source']}: timestamps do not increase at frame {index}")
+        if index >= MAX_FRAMES:
+            raise DataError(f"{self._known['source']}: more than {MAX_FRAMES} frames in one clip: lower clip_seconds")
+        where = f"{self._known['source']}: frame {index}"
+        size = frame.shape[:2] if isinstance(frame, np.ndarray) else picture_codec.read_header(frame, where=where).size
+        self._check_size(size, index)
+        data, suffix = picture_codec.encode_rgb(frame, jpeg_quality=self._jpeg_quality, where=where)
+        self._write(f"frames/{index:06d}{suffix}", data)
+        if masks is not None:
+            self._truth = True
+            for track_id, mask in sorted(masks.items()):
+                self._check_size(mask.shape, index)
+                if mask.any():
+                    self._tracks.setdefault(int(track_id), {})[index] = picture_codec.encode_rle(mask)
+        if flow is not None:
+            self._check_size(flow.shape[:2], index)
+            self._write(f"flow/{index:06d}.png", picture_codec.encode_flow(flow))
+        self._timestamps_us.append(int(timestamp_us))
+
+    def _check_size(self, size: tuple[int, ...], index: int) -> None:
+        self._size = self._size or (int(size[0]), int(size[1]))
+        if tuple(size) != self._size:
+            raise DataError(
+                f"{self._known['source']}: frame {index} is {size[1]} x {size[0]}, the first was "
+                f"{self._size[1]} x {self._size[0]}: all frames of a clip must have one size"
+            )
+
+    def _write(self, name: str, data: bytes) -> None:
+        """An entry with a fixed date and mode, so that equal content gives an equal archive."""
+        entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+        entry.external_attr = 0o644 << 16
+        entry.create_system = 3
+        self._zip.writestr(entry, data)
+
+    def _finish(self) -> ClipInfo:
+        if self._size is None:
+            raise DataError(f"{self._known['source']}: no frames")
+        count = len(self._timestamps_us)
+        if self._truth:
+            tracks = [
+                {"track_id": track_id, "rles": [rles.get(index) for index in range(count)]}
+                for track_id, rles in sorted(self._tracks.items())
+            ]
+            self._write("annotations.json", dump_json({"tracks": tracks}))
+        info = ClipInfo(
+            **self._known,
+            height=self._size[0],
+            width=self._size[1],
+            timestamps_us=tuple(self._timestamps_us),
+            rate_hz=median_rate_hz(self._timestamps_us),
+            truth=self._truth,
+        )
+        self._write("clip.json", dump_json({"format": FORMAT, **dataclasses.asdict(info)}))
+        return info

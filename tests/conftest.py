@@ -1,0 +1,98 @@
+"""Fixtures and small helpers that every test file may use. Heavy libraries are imported inside, where they are used."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty workspace with tiny synthetic parameters, as the current folder."""
+    folder = tmp_path / "workspace"
+    folder.mkdir()
+    write_params(folder, tiny_synthetic())
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real video that is not part of the repository; the test skips where it is absent."""
+    folder = Path(os.environ.get("MOSIS_SHARED_DATA") or ROOT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"needs real video in {folder}, or in the folder that MOSIS_SHARED_DATA names")
+    return folder
+
+
+def tiny_synthetic(**changes: Any) -> dict[str, Any]:
+    """Document for params.yaml: 2 generated videos of 6 frames at 64 x 64. `changes` go into ingest.synthetic."""
+    synthetic = {"videos": 2, "frames": 6, "height": 64, "width": 64, "radius": [6.0, 12.0], **changes}
+    return {
+        "ingest": {"sources": ["synthetic"], "workers": 1, "synthetic": synthetic},
+        "pairs": {"height": 64, "width": 64},
+    }
+
+
+def write_params(folder: Path, document: dict[str, Any]) -> Path:
+    path = folder / "params.yaml"
+    path.write_text(yaml.safe_dump(document), encoding="utf-8")
+    return path
+
+
+def moving_square(count: int, height: int = 48, width: int = 64) -> list[np.ndarray]:
+    """`count` frames, (height, width, 3) uint8 RGB: an orange square that moves 2 px a frame over blue."""
+    frames = []
+    for index in range(count):
+        frame = np.full((height, width, 3), (20, 40, 160), np.uint8)
+        left = (2 * index) % (width - 16)
+        frame[16:32, left : left + 16] = (230, 120, 30)
+        frames.append(frame)
+    return frames
+
+
+def write_video(
+    path: Path,
+    frames: Iterable[np.ndarray],
+    rate: int | Fraction = 24,
+    codec: str = "mpeg4",
+    *,
+    pixel_format: str = "yuv420p",
+    times_ms: Sequence[int] | None = None,
+    rotation: int = 0,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """Encode (H, W, 3) uint8 RGB frames with PyAV. times_ms: timestamps instead of an even rate (mkv, mp4).
+
+    rotation: degrees counterclockwise that a player must turn the picture, as phones write it.
+    """
+    import av
+
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream: Any = None
+        for index, frame in enumerate(frames):
+            if stream is None:
+                stream = container.add_stream(codec, rate=rate, options=options or {})
+                stream.height, stream.width = frame.shape[:2]
+                stream.pix_fmt = pixel_format
+                stream.bit_rate = 4_000_000
+                if rotation:
+                    stream.set_display_rotation(rotation)
+                if times_ms is not None:
+                    stream.codec_context.time_base = Fraction(1, 1000)
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            picture.pts = index if times_ms is None else times_ms[index]
+            picture.time_base = 1 / Fraction(rate) if times_ms is None else Fraction(1, 1000)
+            container.mux(stream.encode(picture))
+        container.mux(stream.encode())
+    return path

@@ -12,7 +12,7 @@ SHAPES = ("circle", "square", "triangle", "pentagon", "hexagon", "star")
 
 
 def texture(draw: Draw, height: int, width: int, *, scale: float = 1.0, like: np.ndarray | None = None) -> np.ndarray:
-    """(height, width, 3) uint8 RGB. `scale` stretches the pattern, not the grain; colours come from `like`, if given."""
+    """(height, width, 3) uint8 RGB. `scale` stretches the pattern, not the grain; colours come from `like` if given."""
     kind = draw.choice(KINDS)
     periods = [max(2, round(scale * draw.integer(16, 40) / 2**octave)) for octave in range(4)]
     noise = value_noise(draw, height, width, periods)

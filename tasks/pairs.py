@@ -1,0 +1,250 @@
+"""Stage 2: clip archives -> frames at training size and the pairs among them, in data/pairs."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from models.common.images import resize_frame
+from models.common.instances import Instances
+from tasks.clips import ClipEntry, ClipReader, open_clips
+from tasks.errors import DataError, NothingLeftError, SourceError
+from tasks.files import atomic_folder, storage_errors, write_json
+from tasks.frame_writer import ClipPreparer, FrameWriter, PreparedClip
+from tasks.frames import SPLITS, StoredClip
+from tasks.pair_checks import REASONS, PairJudge, PairLimits, SeenFrame
+from tasks.params import PairsParams, Params
+from tasks.pool import Outcome, WorkerDied, map_unordered
+
+_REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class _Work:
+    """One clip to prepare, in a folder of its own."""
+
+    entry: ClipEntry
+    folder: Path
+    size: tuple[int, int]
+    limits: PairLimits
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """faults: per consecutive pair of frames why it is dropped, or None. source_sha256, split: as clip.json says."""
+
+    clip: PreparedClip
+    faults: tuple[str | None, ...]
+    source_sha256: str
+    split: str | None
+
+
+def run(params: Params, workspace: Path) -> None:
+    """Read workspace/data/clips, write workspace/data/pairs, which appears whole or not at all.
+
+    Raises NothingLeftError where no pair remains or too many clips cannot be read.
+    """
+    pairs = params.pairs
+    entries = open_clips(workspace / "data" / "clips")
+    if not entries:
+        raise NothingLeftError("data/clips holds no clips: run the ingest stage on some video first")
+    with atomic_folder(workspace / "data" / "pairs") as folder:
+        works = [_Work(entry, folder / ".parts" / entry.clip_id, *_shape(pairs)) for entry in entries]
+        with FrameWriter(folder, works[0].size) as writer:
+            prepared, unreadable = _gather(works, writer, pairs.workers)
+            _check_left(prepared, unreadable, len(entries), pairs.max_rejected_share)
+            splits, all_train = choose_splits(prepared, pairs.train_share, pairs.val_share)
+            clips = writer.finish(splits)
+        shutil.rmtree(folder / ".parts")
+        counts = _write_pairs(folder, clips, prepared)
+        _write_dropped(folder, prepared, unreadable)
+    print(_summarise(clips, counts, prepared, unreadable, all_train=all_train))
+
+
+def choose_splits(prepared: list[_Prepared], train_share: float, val_share: float) -> tuple[list[str], bool]:
+    """Split of each clip, and whether all had to become train because no pair fell there.
+
+    A split that the source states stands; else the hash of the source decides, so that all clips of one video share it
+    and new video moves none.
+    """
+    splits = [one.split or _split_by_hash(one.source_sha256, train_share, val_share) for one in prepared]
+    trains = any(split == "train" and None in one.faults for split, one in zip(splits, prepared, strict=True))
+    return (splits, False) if trains else (["train"] * len(splits), True)
+
+
+def _split_by_hash(source_sha256: str, train_share: float, val_share: float) -> str:
+    place = int.from_bytes(hashlib.sha256(f"split {source_sha256}".encode()).digest()[:6], "big") / 2**48
+    return "train" if place < train_share else "val" if place < train_share + val_share else "test"
+
+
+def _shape(pairs: PairsParams) -> tuple[tuple[int, int], PairLimits]:
+    longest_dt_s = (1 + pairs.rate_tolerance) / pairs.min_rate_hz
+    limits = PairLimits(longest_dt_s, pairs.cut_threshold, pairs.frozen_threshold, pairs.max_motion_px)
+    return (pairs.height, pairs.width), limits
+
+
+def _gather(works: list[_Work], writer: FrameWriter, workers: int) -> tuple[list[_Prepared], dict[str, str]]:
+    """Append clips to the store in the order of `works`, whichever is ready first: rows do not depend on workers."""
+    waiting: dict[int, Outcome[_Work, _Prepared]] = {}
+    prepared: list[_Prepared] = []
+    unreadable: dict[str, str] = {}
+    following = 0
+    for outcome in map_unordered(_prepare, works, workers, "pairs"):
+        waiting[outcome.index] = outcome
+        while (done := waiting.pop(following, None)) is not None:
+            following += 1
+            if isinstance(done.error, DataError | SourceError | WorkerDied):
+                unreadable[done.item.entry.clip_id] = " ".join(str(done.error).split())
+            else:
+                prepared.append(done.get())
+                writer.add(prepared[-1].clip)
+            shutil.rmtree(done.item.folder, ignore_errors=True)
+    return prepared, unreadable
+
+
+def _prepare(work: _Work) -> _Prepared:
+    """Decode one clip, a frame at a time, into `work.folder`."""
+    with (
+        storage_errors(work.folder),
+        ClipReader(work.entry.path) as reader,
+        ClipPreparer(work.folder, work.size, truth=reader.info.truth) as preparer,
+    ):
+        info = reader.info
+        if info.clip_id != work.entry.clip_id:
+            raise DataError(f"{work.entry.path}: is clip {info.clip_id} by its own account: ingest the source again")
+        faults = tuple(_add_frames(reader, preparer, work))
+        clip = PreparedClip(work.folder, info.clip_id, info.source, info.timestamps_us, info.truth, preparer.has_flow)
+        return _Prepared(clip, faults, info.source_sha256, info.split)
+
+
+def _add_frames(reader: ClipReader, preparer: ClipPreparer, work: _Work) -> Iterator[str | None]:
+    """Store every frame; yield the fault of each consecutive pair."""
+    judge = PairJudge(work.limits)
+    times = reader.info.timestamps_us
+    before: SeenFrame | None = None
+    for index, frame in enumerate(reader.frames()):
+        seen = SeenFrame.look_at(resize_frame(frame, work.size))
+        preparer.add_frame(seen.image)
+        truth = reader.truth(index)
+        if truth is not None and preparer.labels is not None:
+            preparer.labels.add(index, resize_instances(truth, work.size))
+        flow_uv = reader.flow(index) if index + 1 < len(reader) else None
+        if flow_uv is not None:
+            preparer.add_flow(index, resize_flow(flow_uv, work.size))
+        if before is not None:
+            yield judge.find_fault(before, seen, (times[index] - times[index - 1]) / 1e6)
+        before = seen
+
+
+def resize_instances(instances: Instances, size: tuple[int, int]) -> Instances:
+    """Ground truth at `size`: a pixel belongs to a mask that covers at least half of it; masks that vanish go."""
+    if instances.size == size:
+        return instances
+    masks = [_resize(mask.numpy().astype(np.float32), size) >= 0.5 for mask in instances.masks]
+    stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
+    return Instances.from_masks(torch.from_numpy(stacked), instances.scores, instances.track_ids)
+
+
+def resize_flow(flow_uv: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """(H, W, 2) float32 pixels -> (*size, 2), vectors scaled with the picture; NaN where less than half is known."""
+    if flow_uv.shape[:2] == size:
+        return flow_uv
+    known = ~np.isnan(flow_uv).any(-1)
+    share = _resize(known.astype(np.float32), size)[..., None]
+    total = _resize(np.where(known[..., None], flow_uv, 0).astype(np.float32), size)
+    scale = np.array([size[1] / flow_uv.shape[1], size[0] / flow_uv.shape[0]], np.float32)
+    return np.where(share >= 0.5, total / np.maximum(share, 1e-6) * scale, np.nan).astype(np.float32)
+
+
+def _resize(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    shrinks = size[0] <= picture.shape[0] and size[1] <= picture.shape[1]
+    return cv2.resize(picture, size[::-1], interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+
+
+def _check_left(prepared: list[_Prepared], unreadable: dict[str, str], total: int, max_share: float) -> None:
+    if unreadable and (not prepared or len(unreadable) / total > max_share):
+        raise NothingLeftError(
+            f"{len(unreadable)} of {total} clips cannot be read, pairs.max_rejected_share allows {max_share:.0%}: "
+            f"{_list_reasons(unreadable)}"
+        )
+    if not any(None in one.faults for one in prepared):
+        dropped = _count_dropped(prepared)
+        counts = (
+            ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count) or "no two frames in a clip"
+        )
+        raise NothingLeftError(
+            f"no pair of frames is left of {total} clips, dropped: {counts}: see `pairs` in params.yaml"
+        )
+
+
+def _write_pairs(folder: Path, clips: list[StoredClip], prepared: list[_Prepared]) -> Counter[str]:
+    """pairs.parquet, in ascending rows; returns the number of pairs per split."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = []
+    for clip, one in zip(clips, prepared, strict=True):
+        dt_s = np.diff(np.array(clip.timestamps_us, np.int64)) / 1e6
+        for index in (i for i, fault in enumerate(one.faults) if fault is None):
+            row = clip.first_row + index
+            rows.append((clip.clip_id, row, row + 1, float(dt_s[index]), clip.split))
+    kinds = {
+        "clip_id": pa.string(),
+        "row_a": pa.int64(),
+        "row_b": pa.int64(),
+        "dt_s": pa.float64(),
+        "split": pa.string(),
+    }
+    columns = dict(zip(kinds, zip(*rows, strict=True), strict=True))
+    pq.write_table(pa.table(columns, schema=pa.schema(kinds)), folder / "pairs.parquet")
+    return Counter(split for *_, split in rows)
+
+
+def _write_dropped(folder: Path, prepared: list[_Prepared], unreadable: dict[str, str]) -> None:
+    per_clip = {one.clip.clip_id: dict(Counter(fault for fault in one.faults if fault)) for one in prepared}
+    document = {
+        "total": _count_dropped(prepared),
+        "clips": {clip_id: counts for clip_id, counts in per_clip.items() if counts},
+        "unreadable": [{"clip_id": clip_id, "reason": reason} for clip_id, reason in unreadable.items()],
+    }
+    write_json(folder / "dropped.json", document)
+
+
+def _count_dropped(prepared: list[_Prepared]) -> dict[str, int]:
+    found = Counter(fault for one in prepared for fault in one.faults)
+    return {reason: found[reason] for reason in REASONS}
+
+
+def _list_reasons(unreadable: dict[str, str]) -> str:
+    shown = "; ".join(list(unreadable.values())[:_REASONS_SHOWN])
+    more = len(unreadable) - _REASONS_SHOWN
+    return f"{shown}; and {more} more" if more > 0 else shown
+
+
+def _summarise(
+    clips: list[StoredClip],
+    counts: Counter[str],
+    prepared: list[_Prepared],
+    unreadable: dict[str, str],
+    *,
+    all_train: bool,
+) -> str:
+    in_split = Counter(clip.split for clip in clips)
+    parts = ", ".join(f"{split} {counts[split]} from {in_split[split]} clips" for split in SPLITS)
+    text = f"pairs: {counts.total()} pairs ({parts})"
+    dropped = {reason: count for reason, count in _count_dropped(prepared).items() if count}
+    if dropped:
+        text += f"; {sum(dropped.values())} dropped: " + ", ".join(f"{r} {n}" for r, n in dropped.items())
+    if unreadable:
+        text += f"; {len(unreadable)} clips set aside: {_list_reasons(unreadable)} (all in data/pairs/dropped.json)"
+    if all_train:
+        text += "; no pair fell into the train split, so all clips are in it: scores on them say little about new video"
+    return text

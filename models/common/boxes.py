@@ -8,7 +8,7 @@ from torchvision.ops import box_iou
 
 
 def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """IoU of every pair: (..., N, 4), (..., M, 4) -> (..., N, M) in [0, 1]; 0 and not NaN where both boxes have no area."""
+    """IoU of every pair: (..., N, 4), (..., M, 4) -> (..., N, M) in [0, 1]; 0 where both boxes have no area."""
     return box_iou(boxes_a, boxes_b).nan_to_num(0.0)
 
 
@@ -20,7 +20,7 @@ def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, int]) -> Tensor:
-    """Boxes (..., 4) of an image of `from_size` in the pixels of the same image stretched to `to_size`, (height, width)."""
+    """Boxes (..., 4) of an image of `from_size` = (height, width) where it is stretched to `to_size`."""
     y, x = to_size[0] / from_size[0], to_size[1] / from_size[1]
     return boxes * boxes.new_tensor([x, y, x, y])
 

@@ -1,4 +1,4 @@
-"""Frames to network input: the only resize of frames, in pairs and in prediction alike, and the only scaling to [0, 1]."""
+"""Frames to network input: the only resize of frames, in pairs and in prediction alike, and the scaling to [0, 1]."""
 
 from __future__ import annotations
 

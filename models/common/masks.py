@@ -1,6 +1,7 @@
 """Masks between a region's own grid and the image: crop, paste (differentiable) and threshold at any resolution.
 
-A region's grid has S x S cells that tile its box, as RoIAlign's bins do; pixel (x, y) has its centre at (x + .5, y + .5).
+A region's grid has S x S cells that tile its box, as RoIAlign's bins do; pixel (x, y) has its centre at (x + .5,
+y + .5).
 Pasting is bilinear between cell centres and fades to zero over the half cell outside the box. It is separable, so it is
 written as two small matrix products: equal to grid_sample with zero padding, many times faster on a CPU, and with a
 gradient to the boxes, which RoIAlign does not give.
@@ -16,7 +17,7 @@ from torchvision.ops import roi_align
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Paste regions into images: masks (..., S, S) in [0, 1], boxes (..., 4) -> (..., H, W) in [0, 1], 0 outside the boxes.
+    """Paste regions into images: masks (..., S, S) in [0, 1], boxes (..., 4) -> (..., H, W) in [0, 1], 0 outside.
 
     Differentiable in masks and boxes. `size` = (H, W) in the pixels of the boxes. Boxes may reach over the border; one
     without area gives zeros or a faint speck, never NaN.

@@ -51,8 +51,8 @@ class Proposals:
 class AppearanceNetwork(nn.Module):
     """f_yolo of eq. 2 with an instance mask head. Image sides must be multiples of 32.
 
-    objectness_prior: probability that an untrained proposal is given. 0.5 leaves random weights as they are; with labels,
-        a small one spares the first hundred iterations, which would only learn that most proposals are background.
+    objectness_prior: probability that an untrained proposal is given. 0.5 leaves random weights as they are; where
+        labels are learnt, a small one spares the first iterations, which would only learn that most is background.
     """
 
     def __init__(self, spec: NetworkSpec, *, objectness_prior: float = 0.5) -> None:
@@ -62,12 +62,8 @@ class AppearanceNetwork(nn.Module):
         self.centre_reach = spec.centre_reach
         self.backbone = Darknet(spec.stem, spec.stem_stride, spec.widths, spec.blocks)
         self.neck = Neck(self.backbone.channels[::-1], spec.neck_widths, spec.neck_depth)
-        self.heads = nn.ModuleList(_Head(width) for width in spec.neck_widths[:3])
+        self.heads = nn.ModuleList(_Head(width, objectness_prior) for width in spec.neck_widths[:3])
         self.mask_head = MaskHead(spec.neck_widths[3])
-        for head in self.heads:
-            bias = head.output.bias.view(ANCHORS_PER_CELL, 5)
-            nn.init.zeros_(bias)
-            nn.init.constant_(bias[:, 4], math.log(objectness_prior / (1 - objectness_prior)))
 
     def forward(self, images: Tensor) -> Proposals:
         """images (B, 3, H, W) RGB in [0, 1]. Raises ValueError where H or W is no multiple of 32."""
@@ -83,7 +79,7 @@ class AppearanceNetwork(nn.Module):
         return Proposals(boxes, output[..., 4], mask_features, grid, size)
 
     def mask_logits(self, mask_features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """M~ before its sigmoid: one (R_i, 4) tensor of boxes in pixels an image -> (sum R_i, S, S) logits, in that order.
+        """M~ before its sigmoid: per image boxes (R_i, 4) pixels -> (sum R_i, S, S) logits, in that order.
 
         RoIAlign passes no gradient to the boxes; `paste_masks` does.
         """
@@ -145,12 +141,16 @@ class _DropChannel(nn.Module):
 class _Head(nn.Module):
     """Per cell and anchor: offsets x and y, log sizes, objectness. (B, C, h, w) -> (B, 15, h, w)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, objectness_prior: float) -> None:
         super().__init__()
         self.features = ConvBlock(channels, 2 * channels, 3)
         self.output = nn.Conv2d(2 * channels, ANCHORS_PER_CELL * 5, 1)
         # Near zero at the start: untrained boxes are their anchors.
         nn.init.normal_(self.output.weight, std=0.01)
+        prior = math.log(objectness_prior / (1 - objectness_prior))
+        assert self.output.bias is not None
+        with torch.no_grad():
+            self.output.bias.copy_(torch.tensor([0.0, 0.0, 0.0, 0.0, prior]).repeat(ANCHORS_PER_CELL))
 
     def forward(self, features: Tensor) -> Tensor:
         return self.output(self.features(features))

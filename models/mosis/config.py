@@ -42,7 +42,7 @@ class NetworkSpec:
     region_samples: int
     """Points along each side of a cell that RoIAlign averages."""
     centre_reach: float
-    """How far beyond its cell a box's centre may lie, in cells. 0 is YOLOv3's; more lets several cells learn a label."""
+    """How far beyond its cell a box's centre may lie, in cells: 0 is YOLOv3's; more lets cells share a label."""
 
 
 NETWORKS: dict[Preset, NetworkSpec] = {

@@ -94,14 +94,11 @@ def label_loss(
 
 def combine(terms: dict[str, Tensor]) -> dict[str, Tensor]:
     """The terms with their weighted sum as "total"."""
-    return {
-        "total": sum((WEIGHTS[name] * term for name, term in terms.items()), torch.zeros_like(terms["box"])),
-        **terms,
-    }
+    return {"total": torch.stack([WEIGHTS[name] * term for name, term in terms.items()]).sum(), **terms}
 
 
 def gather_targets(labels: Sequence[Instances], like: Tensor) -> Targets:
-    """Labels of a batch in one list, on the device of `like`. Labels without confidence stay: they keep proposals out."""
+    """Labels of a batch in one list, on the device of `like`. Those of confidence 0 stay, too."""
     joined = Instances.cat([label.to(like.device) for label in labels])
     image = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor([len(label) for label in labels]))
     return Targets(image.to(like.device), joined.boxes.to(like), joined.masks, joined.scores.to(like))

@@ -141,7 +141,7 @@ class Mosis(Segmenter):
 
 
 def _select(boxes: Tensor, scores: Tensor, threshold: float, iou: float, most: int) -> Tensor:
-    """Indices, best first, of at most `most` of boxes (A, 4), scores (A,) at or above the threshold and not suppressed."""
+    """Indices, best first, of at most `most` boxes (A, 4) whose scores (A,) reach the threshold and survive NMS."""
     candidates = torch.nonzero(scores >= threshold)[:, 0]
     candidates = candidates[torch.argsort(scores[candidates], descending=True, stable=True)[:CANDIDATES]]
     return candidates[nms(boxes[candidates], scores[candidates], iou)[:most]]

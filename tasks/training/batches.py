@@ -1,0 +1,195 @@
+"""Which rows make which batch, and a thread that has the next ones ready. Everything follows from (seed, iteration)."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.common.images import to_tensor
+from models.common.instances import Instances
+from models.interface import Batch
+from tasks.errors import NothingLeftError
+from tasks.training.augment import draw_augmentation
+
+if TYPE_CHECKING:
+    from tasks.frames import FrameStore
+    from tasks.labels import LabelStore
+
+T = TypeVar("T")
+_ORDER, _AUGMENT, _TORCH = range(3)  # independent random streams of one seed
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What may be drawn, one entry a sample.
+
+    row_a, row_b: (N,) int64 rows of the frame store, the same where an objective reads one frame.
+    dt_s: (N,) float32 seconds from a to b.
+    """
+
+    row_a: np.ndarray
+    row_b: np.ndarray
+    dt_s: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row_a)
+
+
+@dataclass(frozen=True)
+class RawBatch:
+    """A batch as it was read: frames (B, H, W, 3) uint8, dt_s (B,) float32; frame_b is None where it is frame_a."""
+
+    frame_a: np.ndarray
+    frame_b: np.ndarray | None
+    dt_s: np.ndarray
+    labels: list[Instances] | None
+
+    def to(self, device: torch.device) -> Batch:
+        frame_a = to_tensor(self.frame_a, device)
+        frame_b = frame_a if self.frame_b is None else to_tensor(self.frame_b, device)
+        labels = None if self.labels is None else _move(self.labels, device)
+        return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels)
+
+
+class Stager:
+    """Brings batches to the device: to a GPU ahead of time, in the thread that reads them and in a stream of its own.
+
+    On a CPU that waits for the main thread: torch in two threads would mean two teams of workers on the same cores.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def ahead(self, raw: RawBatch) -> RawBatch | Batch:
+        if self._stream is None:
+            return raw
+        with torch.cuda.stream(self._stream):
+            batch = raw.to(self._device)
+        self._stream.synchronize()
+        for tensor in _tensors(batch):
+            # Else the allocator may hand the memory to the next batch while a step still reads it.
+            tensor.record_stream(torch.cuda.default_stream(self._device))
+        return batch
+
+    def finish(self, batch: RawBatch | Batch) -> Batch:
+        return batch.to(self._device) if isinstance(batch, RawBatch) else batch
+
+
+def pair_samples(store: FrameStore) -> Samples:
+    """Every pair of the train split. Raises NothingLeftError if there is none."""
+    pairs = store.pairs("train")
+    samples = Samples(np.asarray(pairs.row_a), np.asarray(pairs.row_b), np.asarray(pairs.dt_s, np.float32))
+    if not len(samples):
+        raise NothingLeftError("no pair of frames in the train split: see data/pairs/dropped.json for the reasons")
+    return samples
+
+
+def labelled_samples(store: FrameStore, labels: LabelStore) -> Samples:
+    """Rows of the train split with at least one label.
+
+    A frame without labels may hold objects that stood still: as a negative example it would teach to miss them.
+    Raises NothingLeftError if no row is left.
+    """
+    rows = np.unique(labels.rows)
+    spans = [(clip.first_row, clip.stop) for clip in store.clips if clip.split == "train"]
+    kept = np.zeros(len(rows), bool)
+    for start, stop in spans:
+        kept |= (rows >= start) & (rows < stop)
+    rows = rows[kept].astype(np.int64)
+    if not len(rows):
+        raise NothingLeftError(
+            "no frame of the train split has a label, nothing was seen to move on its own: "
+            "add clips in which things move against their background"
+        )
+    return Samples(rows, rows, np.zeros(len(rows), np.float32))
+
+
+def draw_indices(count: int, batch_size: int, *, seed: int, iteration: int) -> np.ndarray:
+    """(batch_size,) indices into `count` samples: consecutive pieces of one permutation an epoch."""
+    positions = np.arange(iteration * batch_size, (iteration + 1) * batch_size)
+    epochs, places = np.divmod(positions, count)
+    return np.array([_permutation(count, seed, int(e))[p] for e, p in zip(epochs, places, strict=True)], np.int64)
+
+
+def torch_seed(seed: int, iteration: int) -> int:
+    """Seed of torch's own generators for one iteration."""
+    return int(np.random.SeedSequence((seed, _TORCH, iteration)).generate_state(1, np.uint64)[0] >> 1)
+
+
+def make_batch(
+    store: FrameStore,
+    samples: Samples,
+    labels: LabelStore | None,
+    *,
+    batch_size: int,
+    seed: int,
+    iteration: int,
+    augment: bool,
+) -> RawBatch:
+    """Batch number `iteration` of a run: read, augment, stack."""
+    indices = draw_indices(len(samples), batch_size, seed=seed, iteration=iteration)
+    rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
+    single = bool((rows_a == rows_b).all())
+    views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b))]
+    found = None if labels is None else [labels[int(row)] for row in rows_a]
+    if augment:
+        rng = np.random.default_rng((seed, _AUGMENT, iteration))
+        found = _augment(views, found, rng)
+    return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found)
+
+
+def prefetch(make: Callable[[int], T], start: int, stop: int, *, depth: int = 3) -> Generator[T, None, None]:
+    """make(start) ... make(stop - 1) in order, computed ahead in one thread; an error in it is raised here in turn."""
+    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
+    try:
+        pending: deque[Future[T]] = deque(pool.submit(make, i) for i in range(start, min(start + depth, stop)))
+        for index in range(start, stop):
+            item = pending.popleft().result()
+            if index + depth < stop:
+                pending.append(pool.submit(make, index + depth))
+            yield item
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _augment(
+    views: list[np.ndarray], labels: list[Instances] | None, rng: np.random.Generator
+) -> list[Instances] | None:
+    """Augment each sample's frames in place; returns its labels, moved alike."""
+    square = views[0].shape[1] == views[0].shape[2]
+    moved = []
+    for sample in range(len(views[0])):
+        augmentation = draw_augmentation(rng, square=square)
+        for view in views:
+            view[sample] = augmentation.frames(view[sample])
+        if labels is not None:
+            moved.append(augmentation.instances(labels[sample]))
+    return None if labels is None else moved
+
+
+@lru_cache(maxsize=4)
+def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng((seed, _ORDER, epoch)).permutation(count)
+
+
+def _move(labels: list[Instances], device: torch.device) -> list[Instances]:
+    """All images' labels in one transfer a field, not one an image."""
+    counts = [len(instances) for instances in labels]
+    together = Instances.cat([Instances(i.boxes, i.scores, i.masks) for i in labels]).to(device)
+    parts = (together.boxes.split(counts), together.scores.split(counts), together.masks.split(counts))
+    return [Instances(*fields) for fields in zip(*parts, strict=True)]
+
+
+def _tensors(batch: Batch) -> Iterator[Tensor]:
+    yield from (batch.frame_a, batch.frame_b, batch.dt)
+    for instances in batch.labels or ():
+        yield from (instances.boxes, instances.scores, instances.masks)

@@ -1,0 +1,249 @@
+"""The one training loop, for every method.
+
+All randomness follows from (seed, iteration): the order of samples, augmentation and torch's generators. A checkpoint
+therefore holds no generator state, and a run that was killed ends with the weights of one that was not, bit for bit on
+a CPU with the same number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from models.interface import Batch, Segmenter
+from tasks.training.batches import Stager, labelled_samples, make_batch, pair_samples, prefetch, torch_seed
+from tasks.training.checkpoint import Checkpoints, State
+from tasks.training.collapse import CollapseWatch, PredictionStats, check_finite
+from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
+
+if TYPE_CHECKING:
+    from tasks.frames import FrameStore
+    from tasks.labels import LabelStore
+
+LOG_EVERY = 10
+"""Iterations averaged into one line of losses; reading a loss makes a GPU wait, so it is not done at each step."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What shapes a training beside model, data and labels; names and meanings are those of params.yaml."""
+
+    optimisation: Optimisation
+    batch_size: int
+    seed: int = 0
+    precision: str = "auto"
+    augment: bool = True
+    validate_every: int = 200
+    collapse_patience: int = 3
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What the caller wants to hear of.
+
+    on_resume: (iteration) of the checkpoint that the run goes on from, 0 for a fresh start; notes say why.
+    on_log: (iteration, mean of each loss term since the last call, with learning_rate and images_per_s).
+    on_validate: (iteration, model in evaluation mode) -> what it predicts, or None to skip the collapse check.
+    on_checkpoint: (iteration), before the checkpoint is written: what the caller keeps must not fall behind it.
+    """
+
+    on_resume: Callable[[int, list[str]], None] = lambda iteration, notes: None
+    on_log: Callable[[int, dict[str, float]], None] = lambda iteration, values: None
+    on_validate: Callable[[int, Segmenter], PredictionStats | None] = lambda iteration, model: None
+    on_checkpoint: Callable[[int], None] = lambda iteration: None
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """seconds: training time over all parts of a resumed run, without validation. images_per_s, peak_mib: of this
+    process; peak_mib is the GPU's memory on CUDA, else the process' own. resumed_at: 0 where the run started fresh.
+    """
+
+    iterations: int
+    resumed_at: int
+    seconds: float
+    images_per_s: float
+    peak_mib: float
+
+
+def fit(
+    model: Segmenter,
+    store: FrameStore,
+    recipe: Recipe,
+    *,
+    labels: LabelStore | None = None,
+    device: torch.device | str = "cpu",
+    checkpoints: Checkpoints | None = None,
+    hooks: Hooks | None = None,
+) -> Fitted:
+    """Train `model` in place on the train split of `store`, going on from `checkpoints` where there is one that fits.
+
+    labels: instances by row, for methods whose `needs` is "labels". Seeds torch's generators at every iteration.
+    Raises CollapseError when training degenerates, NothingLeftError without samples.
+    """
+    device = torch.device(device)
+    if model.needs == "labels" and labels is None:
+        raise ValueError(f"{type(model).__name__} learns from labels and was given none")
+    labels = labels if model.needs == "labels" else None
+    samples = pair_samples(store) if labels is None else labelled_samples(store, labels)
+    make = partial(
+        make_batch, store, samples, labels,
+        batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment,
+    )  # fmt: skip
+    with numerics(device):
+        run = _Run(model, recipe, device, checkpoints, hooks or Hooks())
+        started_at = run.resume()
+        stager = Stager(device)
+        batches = prefetch(lambda i: stager.ahead(make(iteration=i)), started_at, recipe.optimisation.iterations)
+        with contextlib.closing(batches):
+            for batch in batches:
+                run.advance(stager.finish(batch))
+    return run.finish(started_at)
+
+
+@dataclass
+class _Run:
+    model: Segmenter
+    recipe: Recipe
+    device: torch.device
+    checkpoints: Checkpoints | None
+    hooks: Hooks
+    iteration: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    window: list[dict[str, Tensor]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.model.to(self.device).to(memory_format=torch.channels_last)
+        self.model.train()
+        self.optimizer: Optimizer = build_optimizer(self.model, self.recipe.optimisation)
+        self.watch = CollapseWatch(self.recipe.collapse_patience)
+        self.dtype = autocast_dtype(self.recipe.precision, self.device)
+        self.earlier_seconds = 0.0
+        self.window_started = time.perf_counter()
+
+    def resume(self) -> int:
+        found = self.checkpoints.load() if self.checkpoints is not None else None
+        state = found.state if found is not None else None
+        if state is not None:
+            self.model.load_state_dict(state.model)
+            self.optimizer.load_state_dict(state.optimizer)
+            self.iteration, self.earlier_seconds, self.watch.streak = state.iteration, state.seconds, state.streak
+        self.hooks.on_resume(self.iteration, found.notes if found is not None else [])
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        self.window_started = time.perf_counter()
+        return self.iteration
+
+    def advance(self, batch: Batch) -> None:
+        """One step and whatever is due after it. Validation comes before the checkpoint, so that none is lost."""
+        torch.manual_seed(torch_seed(self.recipe.seed, self.iteration))
+        rate = learning_rate_at(self.iteration, self.recipe.optimisation)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        clip = self.recipe.optimisation.clip_grad_norm
+        self.window.append(train_step(self.model, self.optimizer, batch, dtype=self.dtype, clip=clip))
+        self.iteration += 1
+        last = self.iteration == self.recipe.optimisation.iterations
+        validates = last or self.iteration % self.recipe.validate_every == 0
+        saves = self.checkpoints is not None and (last or self.iteration % self.checkpoints.every == 0)
+        if validates or saves or self.iteration % LOG_EVERY == 0:
+            self._log(rate)
+            if validates:
+                self._validate()
+            if saves:
+                self._save()
+            self.window_started = time.perf_counter()
+
+    def finish(self, started_at: int) -> Fitted:
+        rate = self.images / self.seconds if self.seconds else 0.0
+        seconds = self.earlier_seconds + self.seconds
+        return Fitted(self.iteration, started_at, seconds, rate, peak_mib(self.device))
+
+    def _log(self, rate: float) -> None:
+        values = {name: float(torch.stack([step[name] for step in self.window]).mean()) for name in self.window[0]}
+        seconds = time.perf_counter() - self.window_started
+        images = len(self.window) * self.recipe.batch_size
+        self.seconds += seconds
+        self.images += images
+        self.window = []
+        check_finite(values, self.iteration, rate)
+        self.hooks.on_log(self.iteration, {**values, "learning_rate": rate, "images_per_s": images / seconds})
+
+    def _validate(self) -> None:
+        self.model.eval()
+        with torch.no_grad():
+            stats = self.hooks.on_validate(self.iteration, self.model)
+        self.model.train()
+        if stats is not None:
+            self.watch.see(stats, self.iteration, self.recipe.optimisation.iterations)
+
+    def _save(self) -> None:
+        assert self.checkpoints is not None
+        self.hooks.on_checkpoint(self.iteration)
+        seconds = self.earlier_seconds + self.seconds
+        model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
+        self.checkpoints.save(State(self.iteration, model, optimizer, seconds, self.watch.streak))
+
+
+def train_step(
+    model: Segmenter, optimizer: Optimizer, batch: Batch, *, dtype: torch.dtype | None, clip: float | None
+) -> dict[str, Tensor]:
+    """Forward, backward, update. Returns the loss terms, detached, still on the device.
+
+    dtype: autocast to it, None for float32 throughout. clip: largest gradient norm, None for no bound.
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with torch.autocast(batch.frame_a.device.type, dtype, enabled=dtype is not None):
+        losses = model.loss(batch)
+    losses["total"].backward()
+    if clip is not None:
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    return {name: value.detach().float() for name, value in losses.items()}
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """bfloat16 where asked for, or on CUDA by default; None means float32."""
+    reduced = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
+    return torch.bfloat16 if reduced else None
+
+
+def peak_mib(device: torch.device) -> float:
+    """Peak memory in MiB: of the GPU's tensors on CUDA, else of this process (ru_maxrss is KiB on Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+@contextlib.contextmanager
+def numerics(device: torch.device) -> Iterator[None]:
+    """Exact on a CPU, fast on a GPU; what was set before comes back."""
+    deterministic, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    benchmark, matmul = torch.backends.cudnn.benchmark, torch.get_float32_matmul_precision()
+    try:
+        if device.type == "cpu":
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        else:
+            torch.backends.cudnn.benchmark = True
+            torch.set_float32_matmul_precision("high")
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark = benchmark
+        torch.set_float32_matmul_precision(matmul)

@@ -1,8 +1,8 @@
 """The thesis' three views of the data (section 3.9), as torch Datasets over a FrameStore.
 
-The base sample is `image` (3, H, W) float32 in [0, 1], `masks` (D, H, W) float32 {0, 1} and `bboxes` (D, 4) float32
-x1 y1 x2 y2 in pixels, D the number of instances, which may be 0. Training uses the store itself, in batches; these views
-are for experiments, benchmarks and whoever knows the thesis.
+The base sample is `image` (3, H, W) float32 in [0, 1], `masks` (D, H, W) float32 in {0, 1} and `bboxes` (D, 4)
+float32 x1 y1 x2 y2 in pixels, D the number of instances, which may be 0. Training uses the store itself, in batches;
+these views are for experiments, benchmarks and whoever knows the thesis.
 """
 
 from __future__ import annotations

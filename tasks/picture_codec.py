@@ -41,7 +41,8 @@ def read_header(data: bytes, *, where: str) -> PictureHeader:
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
-            exif_orientation = image.getexif().get(_EXIF_ORIENTATION, 1)
+            # The base class, because the PNG reader would decode the whole picture in search of a late chunk.
+            exif_orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)
             header = PictureHeader(
                 (height, width),
                 {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "", ""),

@@ -118,8 +118,7 @@ class _Matcher(nn.Module):
         return motion, flow_uv + self.flow(motion)
 
     def _costs(self, features_a: Tensor, features_b: Tensor) -> Tensor:
-        # Of unit length, so that the best match is a maximum and costs have one scale at every level.
-        return correlate(F.normalize(features_a), F.normalize(features_b), self.search_range)
+        return correlate(_contrast(features_a), _contrast(features_b), self.search_range)
 
 
 def correlate(features_a: Tensor, features_b: Tensor, search_range: int) -> Tensor:
@@ -151,6 +150,15 @@ def correlate(features_a: Tensor, features_b: Tensor, search_range: int) -> Tens
 def _conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
     conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode="circular")
     return conv, nn.LeakyReLU(0.1, inplace=True)
+
+
+def _contrast(features: Tensor) -> Tensor:
+    """Each pixel's departure from the frame's mean, at unit length: (B, C, h, w) -> the same shape.
+
+    Without the mean removed, features of one sign all resemble each other and matching hardly learns; of unit length,
+    the true match is a maximum, and costs have one scale at every level.
+    """
+    return F.normalize(features - features.mean(dim=(2, 3), keepdim=True))
 
 
 def _double(features: Tensor) -> Tensor:

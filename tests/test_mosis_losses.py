@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import operator
+import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models.mosis.config import ObjectnessTarget, TargetNormalisation, WarpDirection
+import models.mosis
+from models.mosis.config import MosisConfig, ObjectnessTarget, Preset, TargetNormalisation, WarpDirection
 from models.mosis.fusion import partition
 from models.mosis.losses import (
     Reading,
@@ -25,6 +31,7 @@ from models.mosis.losses import (
     photometric_loss,
     reconstruct,
 )
+from models.mosis.model import Mosis
 from models.mosis.motion import MotionNetwork, SegmentMotion
 
 GAIN = Reading("gain", "consistent", "minmax", "half")
@@ -245,3 +252,27 @@ def test_half_precision_forward_leaves_the_loss_in_single_precision() -> None:
             readout,
         )
     assert all(term.dtype == torch.float32 and term.isfinite() for term in terms.values())
+
+
+def test_the_readme_names_functions_that_exist() -> None:
+    text = (Path(models.mosis.__file__).parent / "README.md").read_text(encoding="utf-8")
+    table = text[text.index("## Equation") : text.index("## Faults")]
+    names = re.findall(r"`(\w+)\.([\w.]+)`", table)
+    assert len(names) > 15
+    for module, path in names:
+        operator.attrgetter(path)(importlib.import_module(f"models.mosis.{module}"))
+    options = text[text.index("## Faults") : text.index("## Deviations")]
+    fields = {field.name for field in dataclasses.fields(MosisConfig)}
+    assert {"objectness_target", "warp_direction", "target_normalisation", "error_scale"} <= fields
+    assert all(f"`{name}`" in options for name in fields if name.startswith(("objectness", "warp", "target", "error")))
+
+
+@pytest.mark.parametrize("preset", get_args(Preset))
+def test_the_readme_counts_parameters_right(preset: Preset) -> None:
+    text = (Path(models.mosis.__file__).parent / "README.md").read_text(encoding="utf-8")
+    with torch.device("meta"):
+        model = Mosis(MosisConfig(preset=preset, objective="literal"), (128, 128))
+    assert model.motion is not None
+    assert model.segment_motion is not None
+    for part in (model.appearance, model.motion, model.segment_motion):
+        assert f"{sum(p.numel() for p in part.parameters()):,}" in text

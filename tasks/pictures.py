@@ -1,0 +1,162 @@
+"""Pictures for people: masks over frames, panels side by side, optical flow as colour, small JPEG files."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from models.common.instances import Instances
+from tasks.files import atomic_path
+
+MAX_WIDTH = 640
+"""Of a written picture, pixels: fits a phone, and a report that embeds dozens of them."""
+_GAP = 4
+_FILL = 0.45
+_WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
+"""Hues between red, yellow, green, cyan, blue, magenta and red again: spaced as people tell them apart."""
+
+
+def overlay(frame: np.ndarray, instances: Instances, *, scale: int = 1, show_scores: bool = False) -> np.ndarray:
+    """The frame (H, W, 3) uint8 RGB with masks filled and outlined: (H * scale, W * scale, 3) uint8.
+
+    Colours go by track id where there are track ids, else by rank. `scale` repeats pixels, so that small frames can be
+    seen and outlines stay thin.
+    """
+    canvas = enlarge(frame, scale)
+    masks = instances.masks.cpu().numpy()
+    ids = range(len(instances)) if instances.track_ids is None else instances.track_ids.tolist()
+    # The best is painted last, on top of the others.
+    for index, identity in reversed(list(enumerate(ids))):
+        mask = enlarge(masks[index].astype(np.uint8), scale)
+        colour = np.array(instance_colour(identity), np.float32)
+        inside = mask.astype(bool)
+        canvas[inside] = ((1 - _FILL) * canvas[inside] + _FILL * colour).astype(np.uint8)
+        outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, outlines, -1, colour.tolist(), 1)
+        if show_scores and outlines:
+            x, y, _, _ = cv2.boundingRect(mask)
+            _write_text(canvas, f"{float(instances.scores[index]):.2f}", (x, y))
+    return canvas
+
+
+def instance_colour(identity: int) -> tuple[int, int, int]:
+    """RGB of a track id or rank: bright, the same in every picture, neighbours far apart (golden angle)."""
+    hue = (0.05 + identity * 0.618034) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.85 if identity % 2 else 1.0, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)
+
+
+def side_by_side(panels: Sequence[np.ndarray], *, max_width: int = MAX_WIDTH) -> np.ndarray:
+    """Panels (h, w, 3) uint8 in a row with white gaps, at most `max_width` wide; lower ones are padded with white."""
+    if not panels:
+        raise ValueError("no panels to show")
+    height = max(panel.shape[0] for panel in panels)
+    row: list[np.ndarray] = []
+    for panel in panels:
+        if row:
+            row.append(np.full((height, _GAP, 3), 255, np.uint8))
+        row.append(np.pad(panel, ((0, height - panel.shape[0]), (0, 0), (0, 0)), constant_values=255))
+    picture = np.concatenate(row, axis=1)
+    if picture.shape[1] <= max_width:
+        return picture
+    height = max(1, round(picture.shape[0] * max_width / picture.shape[1]))
+    return cv2.resize(picture, (max_width, height), interpolation=cv2.INTER_AREA)
+
+
+def scale_for(width: int, panels: int, *, max_width: int = MAX_WIDTH) -> int:
+    """How often to repeat each pixel of frames of this width, so that `panels` of them fill the picture: at least 1."""
+    return max(1, (max_width - (panels - 1) * _GAP) // (panels * width))
+
+
+def enlarge(image: np.ndarray, scale: int) -> np.ndarray:
+    """Repeat pixels: (H, W) or (H, W, C) -> a copy `scale` times as high and wide."""
+    return np.ascontiguousarray(image.repeat(scale, axis=0).repeat(scale, axis=1))
+
+
+def detection_panels(frame: np.ndarray, found: Instances, truth: Instances | None) -> np.ndarray:
+    """Frame | detections | truth in a row, or frame | detections where there is no truth."""
+    panels = 2 if truth is None else 3
+    frame, (found, *rest) = shrink_to_panel(frame, [found] if truth is None else [found, truth], panels)
+    scale = scale_for(frame.shape[1], panels)
+    painted = [overlay(frame, found, scale=scale, show_scores=True)] + [overlay(frame, t, scale=scale) for t in rest]
+    return side_by_side([enlarge(frame, scale), *painted])
+
+
+def shrink_to_panel(
+    frame: np.ndarray, instances: Sequence[Instances], panels: int
+) -> tuple[np.ndarray, list[Instances]]:
+    """Frame and masks no wider than a panel, so that outlines are drawn at the size at which they are seen."""
+    import torch
+
+    limit = (MAX_WIDTH - (panels - 1) * _GAP) // panels
+    height, width = frame.shape[:2]
+    if width <= limit:
+        return frame, list(instances)
+    size = (max(1, round(height * limit / width)), limit)
+    small = cv2.resize(frame, (size[1], size[0]), interpolation=cv2.INTER_AREA)
+    shrunk = []
+    for found in instances:
+        masks = [
+            cv2.resize(mask.astype(np.uint8), (size[1], size[0]), interpolation=cv2.INTER_NEAREST)
+            for mask in found.masks.cpu().numpy()
+        ]
+        stacked = np.array(masks, dtype=bool).reshape(len(found), *size)
+        shrunk.append(Instances(found.boxes, found.scores, torch.from_numpy(stacked), found.track_ids))
+    return small, shrunk
+
+
+def flow_to_colour(flow_uv: np.ndarray, *, max_motion: float | None = None) -> np.ndarray:
+    """Optical flow (H, W, 2) in pixels -> (H, W, 3) uint8 RGB, in the coding of Baker et al., IJCV 2011, section 4.2.
+
+    Direction is hue, speed is saturation: white stands still. What is faster than `max_motion` (default: the fastest
+    in the field) is darkened, unknown (NaN) is black.
+    """
+    known = np.isfinite(flow_uv).all(-1)
+    u, v = (np.where(known, flow_uv[..., axis], 0).astype(np.float64) for axis in (0, 1))
+    speed = np.hypot(u, v)
+    limit = float(speed.max(initial=0)) if max_motion is None else max_motion
+    radius = speed / max(limit, 1e-6)
+    wheel = colour_wheel()
+    position = (np.arctan2(-v, -u) / np.pi + 1) / 2 * (len(wheel) - 1)
+    low = np.floor(position).astype(int)
+    share = (position - low)[..., None]
+    hue = (1 - share) * wheel[low] + share * wheel[(low + 1) % len(wheel)]
+    slow = radius <= 1
+    colour = np.where(slow[..., None], 1 - radius[..., None] * (1 - hue), hue * 0.75)
+    return (255 * colour * known[..., None]).astype(np.uint8)
+
+
+def colour_wheel() -> np.ndarray:
+    """(55, 3) float64 RGB in [0, 1]: the hues of Baker et al., red first."""
+    corners = np.array([(1, 0, 0), (1, 1, 0), (0, 1, 0), (0, 1, 1), (0, 0, 1), (1, 0, 1), (1, 0, 0)], np.float64)
+    parts = [
+        start + np.arange(steps)[:, None] / steps * (end - start)
+        for start, end, steps in zip(corners[:-1], corners[1:], _WHEEL_STEPS, strict=True)
+    ]
+    return np.concatenate(parts)
+
+
+def write_jpeg(path: Path, picture: np.ndarray, *, quality: int = 88) -> None:
+    """Write (H, W, 3) uint8 RGB whole or not at all. Raises StorageError."""
+    done, data = cv2.imencode(".jpg", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data.tobytes())
+
+
+def picture_entry(file: str, kind: str, caption: str, clip_id: str, frame: int) -> Mapping[str, object]:
+    """One row of pictures.json; `file` is relative to the folder of that list."""
+    return {"file": file, "kind": kind, "caption": caption, "clip_id": clip_id, "frame": frame}
+
+
+def _write_text(canvas: np.ndarray, text: str, corner: tuple[int, int]) -> None:
+    """Small white text on black, its lower left corner at (x, y), kept within the picture."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)
+    x = min(max(corner[0], 0), max(canvas.shape[1] - width, 0))
+    y = max(corner[1], height + 2)
+    cv2.rectangle(canvas, (x, y - height - 2), (x + width, y), (0, 0, 0), -1)
+    cv2.putText(canvas, text, (x, y - 1), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 255), 1, cv2.LINE_AA)

@@ -1,0 +1,118 @@
+"""Trained weights as a function: frames of any size in, instances in each frame's own pixels out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.torch
+import torch
+import yaml
+
+import models
+from models.common.images import resize_frame, to_tensor
+from models.common.instances import Instances
+from models.interface import Segmenter
+from tasks import params as parameters
+from tasks.errors import DataError, MosisError, ParamsError
+
+FORMAT = 1
+"""Of params.resolved.yaml, which the train stage writes: format, size [height, width] and the full params."""
+_MAX_SIDE = 4096
+_AGAIN = "run the train stage again (`dvc repro train`)"
+
+
+class Predictor:
+    """A segmenter ready for inference. Frames are stretched to the training size, as the pairs stage did it."""
+
+    def __init__(self, model: Segmenter, size: tuple[int, int], device: torch.device | str = "cpu") -> None:
+        """size: (height, width) in pixels that `model` sees, those of its training."""
+        self.size = size
+        self.device = torch.device(device)
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+
+    @classmethod
+    def load(cls, weights: Path, resolved: Path, device: str = "auto") -> Predictor:
+        """Weights (safetensors) and the params.resolved.yaml that was written with them. device: auto, cpu or cuda.
+
+        Raises DataError where a file is missing, broken or does not fit the other.
+        """
+        params, size = read_resolved(resolved)
+        method = params.train.method
+        try:
+            model = models.METHODS[method](getattr(params.train, method), size)
+        except (KeyError, AttributeError, ValueError) as error:
+            raise DataError(f"{resolved}: cannot build a network from it ({error}): {_AGAIN}") from None
+        try:
+            model.load_state_dict(safetensors.torch.load_file(weights), strict=True)
+        except (OSError, safetensors.SafetensorError) as error:
+            raise DataError(f"{weights}: not readable weights ({_first_line(error)}): {_AGAIN}") from None
+        except RuntimeError as error:
+            raise DataError(f"{weights} does not fit {resolved} ({_first_line(error)}): {_AGAIN}") from None
+        return cls(model, size, choose_device(device))
+
+    @torch.inference_mode()
+    def __call__(self, frames: Sequence[np.ndarray], score_threshold: float | None = None) -> list[Instances]:
+        """Instances of each frame (H, W, 3) uint8 RGB, best score first, on the CPU; no frames give [].
+
+        Frames of one size go through the network together: the caller bounds the memory by how many it gives.
+        score_threshold: detections below it are dropped; None takes the method's own.
+        """
+        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for index, frame in enumerate(frames):
+            by_size[(frame.shape[0], frame.shape[1])].append(index)
+        found: dict[int, Instances] = {}
+        for output_size, group in by_size.items():
+            images = to_tensor(np.stack([resize_frame(frames[i], self.size) for i in group]), self.device)
+            with self._autocast():
+                predicted = self.model.predict(images, score_threshold=score_threshold, output_size=output_size)
+            found.update(zip(group, map(_to_cpu, predicted), strict=True))
+        return [found[index] for index in range(len(frames))]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[object]:
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.autocast("cuda", torch.bfloat16)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto takes a GPU where there is one. Raises ParamsError where cuda is asked for and absent."""
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ParamsError("device: cuda is asked for and this machine has none: use auto or cpu")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def read_resolved(path: Path) -> tuple[parameters.Params, tuple[int, int]]:
+    """The params that weights were trained with, and the network's (height, width). Raises DataError."""
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataError(f"{path}: not readable ({_first_line(error)}): {_AGAIN}") from None
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise DataError(f"{path} is not of format {FORMAT}: {_AGAIN} with this version")
+    size = document.get("size")
+    fits = isinstance(size, list) and len(size) == 2 and all(type(s) is int and 0 < s <= _MAX_SIDE for s in size)
+    if not isinstance(size, list) or not fits:
+        raise DataError(f"{path}: size must be [height, width] in pixels up to {_MAX_SIDE}: {_AGAIN}")
+    try:
+        return parameters.parse(document.get("params"), name=str(path)), (size[0], size[1])
+    except MosisError as error:
+        raise DataError(f"{error}: {_AGAIN}") from None
+
+
+def _to_cpu(instances: Instances) -> Instances:
+    """With float32 boxes and scores, which bfloat16 autocast may not give."""
+    return dataclasses.replace(
+        instances.to("cpu"), boxes=instances.boxes.cpu().float(), scores=instances.scores.cpu().float()
+    )
+
+
+def _first_line(error: Exception) -> str:
+    """torch lists every key that is missing over many lines; the first two say enough."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2])[:200] or type(error).__name__

@@ -122,16 +122,18 @@ def status_command(options: argparse.Namespace) -> None:
 
 def run_pipeline(folder: Path) -> None:
     """The pipeline in a workspace, and what came of it. Parameters are read before anything slow starts."""
-    from flows import environment
+    from flows import environment, server
     from tasks import params
 
     _require_workspace(folder)
     folder = folder.resolve()
     params.load(folder / "params.yaml")
     environment.prepare(folder)
+    wait_for_server = server.start()
     from flows import summary
     from flows.pipeline import pipeline
 
+    wait_for_server()
     summary.print_run(folder, pipeline(folder))
 
 

@@ -9,8 +9,7 @@ _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
     "DO_NOT_TRACK": "1",
-    # A fresh home is migrated at the first start, which on two busy cores outlasts the default of 20 seconds.
-    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    "PREFECT_SERVER_UI_ENABLED": "false",
     "PREFECT_SERVER_LOGGING_LEVEL": "ERROR",
     # The console shows the stages' own bars and our lines; the log itself goes to the server, for its UI.
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
@@ -20,8 +19,7 @@ _QUIET = {
 def prepare(workspace: Path) -> None:
     """Set Prefect's environment for a run in `workspace`; what the caller's environment says already is kept.
 
-    PREFECT_API_URL: the server to use. Without it Prefect starts one for the run and ends it afterwards, on loopback,
-    with its database in the workspace.
+    The local server (flows.server) keeps its database in the workspace.
     """
     for name, value in {"PREFECT_HOME": str(workspace / ".prefect"), **_QUIET}.items():
         os.environ.setdefault(name, value)

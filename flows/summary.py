@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,19 +94,16 @@ def pairs_table(values: dict[str, Any], *, title: str) -> Table:
 def next_commands(folder: Path) -> list[str]:
     """Three commands to try now, as they can be pasted into the shell that printed them."""
     mosis = _program("mosis")
-    uri = tracking.tracking_uri(folder)
-    load = (
-        f'MLFLOW_TRACKING_URI={shlex.quote(uri)} {_program("python")} -c "import mlflow, numpy; '
-        "print(mlflow.pyfunc.load_model('models:/mosis@champion').predict(numpy.zeros((1, 128, 128, 3), numpy.uint8)))\""
+    predict = (
+        "import mlflow, numpy; model = mlflow.pyfunc.load_model('models:/mosis@champion'); "
+        "print(model.predict(numpy.zeros((1, 128, 128, 3), numpy.uint8)))"
     )
+    load = f'MLFLOW_TRACKING_URI={shlex.quote(tracking.tracking_uri(folder))} {_program("python")} -c "{predict}"'
     return [f"xdg-open {_shown(folder / 'outputs/report/index.html')}", f"{mosis} run YOUR_VIDEO.mp4", load]
 
 
 def _program(name: str) -> str:
     """The program as the shell must call it: by name where it is on the path, else by its place in this environment."""
-    import shutil
-    import sys
-
     here = Path(sys.executable).parent / name
     found = shutil.which(name)
     return name if found and Path(found).resolve() == here.resolve() else _shown(here)

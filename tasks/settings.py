@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from ruamel.yaml import YAML
+from ruamel.yaml.representer import RoundTripRepresenter
 
 from tasks import params
 from tasks.errors import ParamsError
@@ -21,6 +22,7 @@ def override(text: str, overrides: Overrides, *, name: str) -> str:
     """The YAML `text` with dotted keys set and its comments kept. Raises ParamsError where it is not valid then."""
     read_mapping(text, name)
     editor = YAML()
+    editor.Representer = _Representer
     editor.width = 120
     document = editor.load(text)
     document = {} if document is None else document
@@ -30,6 +32,15 @@ def override(text: str, overrides: Overrides, *, name: str) -> str:
     editor.dump(document, out)
     params.parse(read_mapping(out.getvalue(), name), name=name)
     return out.getvalue()
+
+
+class _Representer(RoundTripRepresenter):
+    """Writes null as `null`, not as nothing, as the template does."""
+
+
+_Representer.add_representer(
+    type(None), lambda representer, _: representer.represent_scalar("tag:yaml.org,2002:null", "null")
+)
 
 
 def parse_setting(text: str) -> tuple[str, Any]:

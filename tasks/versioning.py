@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import yaml
@@ -220,9 +221,17 @@ def _reproduce(stage: str) -> int:
     return 0 if commands.seen else _RESTORED
 
 
+def _end_own_group(number: int, frame: FrameType | None) -> None:
+    """Pass TERM on to the stage and leave in order, so that DVC removes its lock entries."""
+    signal.signal(number, signal.SIG_IGN)
+    if os.getpgrp() == os.getpid():  # else the group is the shell's, with processes that are not ours
+        os.killpg(0, number)
+    sys.exit(128 + number)
+
+
 def main(arguments: list[str]) -> int:
-    # TERM, not KILL: the stage below has asked for its own end with us, and DVC may still release its locks.
-    die_with_parent(signal.SIGTERM)
+    signal.signal(signal.SIGTERM, _end_own_group)
+    die_with_parent(signal.SIGTERM)  # not KILL: the stage has to be ended too, and DVC has locks to release
     if len(arguments) != 1:
         print("usage: python -m tasks.versioning STAGE", file=sys.stderr)
         return 2

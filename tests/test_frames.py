@@ -1,0 +1,306 @@
+"""Frame and label stores: what goes in comes out, and a broken folder is named in one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from models.common.instances import Instances
+from tasks.errors import DataError
+from tasks.frame_writer import ClipPreparer, FrameWriter, PreparedClip
+from tasks.frames import FrameStore
+from tasks.labels import LabelStore
+from tasks.npy import NpyWriter, open_npy
+
+SIZE = (5, 6)
+
+
+def boxes(*extents: tuple[int, int, int, int], track_ids: list[int] | None = None) -> Instances:
+    """Instances whose masks are full boxes."""
+    masks = torch.zeros(len(extents), *SIZE, dtype=torch.bool)
+    for mask, (x1, y1, x2, y2) in zip(masks, extents, strict=True):
+        mask[y1:y2, x1:x2] = True
+    ids = None if track_ids is None else torch.tensor(track_ids)
+    return Instances.from_masks(masks, torch.arange(1, len(extents) + 1) / 4, ids)
+
+
+FIRST = boxes((0, 0, 2, 3), (1, 1, 6, 5), track_ids=[7, 3])
+SECOND = boxes((2, 2, 3, 3))
+
+
+def assert_same(a: Instances, b: Instances) -> None:
+    assert torch.equal(a.boxes, b.boxes)
+    assert torch.equal(a.scores, b.scores)
+    assert torch.equal(a.masks, b.masks)
+    assert (a.track_ids is None) == (b.track_ids is None)
+    assert a.track_ids is None or torch.equal(a.track_ids, b.track_ids)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_labels_come_back(tmp_path, kind):
+    items = [(0, FIRST), (1, Instances.empty(*SIZE)), (4, SECOND)]
+    if kind == "file":
+        assert LabelStore.write(tmp_path / "labels", SIZE, iter(items)) == 3
+        store = LabelStore.open(tmp_path / "labels")
+    else:
+        store = LabelStore.from_items(SIZE, items)
+    assert store.count == 3
+    assert_same(store[0], FIRST)
+    assert_same(store[4], SECOND)
+    for row in (1, 2, 5, 1000):
+        assert_same(store[row], Instances.empty(*SIZE))
+
+
+def test_no_labels_at_all(tmp_path):
+    assert LabelStore.write(tmp_path / "labels", SIZE, []) == 0
+    store = LabelStore.open(tmp_path / "labels")
+    assert store.count == 0
+    assert len(store[0]) == 0
+    assert LabelStore.from_items(SIZE, []).count == 0
+
+
+def test_labels_must_ascend_and_fit(tmp_path):
+    with pytest.raises(ValueError, match="ascending"):
+        LabelStore.write(tmp_path / "labels", SIZE, [(2, FIRST), (1, SECOND)])
+    with pytest.raises(ValueError, match="ascending"):
+        LabelStore.from_items(SIZE, [(2, FIRST), (1, SECOND)])
+    with pytest.raises(ValueError, match="masks of"):
+        LabelStore.write(tmp_path / "labels", (6, 5), [(2, FIRST)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def break_size(folder: Path) -> None:
+    (folder / "size.json").write_text('{"height": 5}')
+
+
+def break_scores(folder: Path) -> None:
+    np.save(folder / "scores.npy", np.zeros(1, np.float32))
+
+
+def break_rows(folder: Path) -> None:
+    np.save(folder / "rows.npy", np.array([4, 0, 0]))
+
+
+def break_masks(folder: Path) -> None:
+    data = (folder / "masks.npy").read_bytes()
+    (folder / "masks.npy").write_bytes(data[:-2])
+
+
+def break_pickle(folder: Path) -> None:
+    np.save(folder / "scores.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
+
+
+def break_text(folder: Path) -> None:
+    (folder / "track_ids.npy").write_text("no array")
+
+
+def break_missing(folder: Path) -> None:
+    (folder / "rows.npy").unlink()
+
+
+BREAK_LABELS = [break_size, break_scores, break_rows, break_masks, break_pickle, break_text, break_missing]
+
+
+@pytest.mark.parametrize("damage", BREAK_LABELS)
+def test_broken_labels_are_named_in_one_line(tmp_path, damage):
+    LabelStore.write(tmp_path / "labels", SIZE, [(0, FIRST), (4, SECOND)])
+    damage(tmp_path / "labels")
+    with pytest.raises(DataError) as caught:
+        LabelStore.open(tmp_path / "labels")
+    assert "\n" not in str(caught.value)
+    assert "labels" in str(caught.value)
+
+
+def test_npy_grows_and_numpy_reads_it(tmp_path):
+    with NpyWriter(tmp_path / "a.npy", np.int64, (2,)) as file:
+        for count in (0, 3, 100):
+            file.append(np.arange(count * 2).reshape(count, 2))
+    expected = np.concatenate([np.arange(6).reshape(3, 2), np.arange(200).reshape(100, 2)])
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
+    np.testing.assert_array_equal(open_npy(tmp_path / "a.npy", np.int64, (2,)), expected)
+    with pytest.raises(DataError, match="was expected"):
+        open_npy(tmp_path / "a.npy", np.int32, (2,))
+
+
+def frames_of(clip: int, count: int) -> np.ndarray:
+    """(T, 5, 6, 3): every pixel says clip and frame."""
+    frames = np.zeros((count, *SIZE, 3), np.uint8)
+    frames[..., 0], frames[..., 1] = clip, np.arange(count)[:, None, None]
+    return frames
+
+
+def in_memory() -> FrameStore:
+    return FrameStore.from_arrays(
+        [frames_of(0, 3), frames_of(1, 1), frames_of(2, 4)],
+        ["train", "val", "train"],
+        rate_hz=10.0,
+        truth=[[FIRST, Instances.empty(*SIZE), SECOND], None, [SECOND] * 4],
+        optical_flow=[None, None, np.ones((4, *SIZE, 2), np.float32)],
+    )
+
+
+def on_disk(folder: Path) -> FrameStore:
+    """The same clips through files, two clips a shard at most."""
+    folder.mkdir()
+    with FrameWriter(folder, SIZE, shard_bytes=4 * 5 * 6 * 3) as writer:
+        for number, (count, truth) in enumerate(
+            [(3, [FIRST, Instances.empty(*SIZE), SECOND]), (1, None), (4, [SECOND] * 4)]
+        ):
+            part = folder / f"part{number}"
+            with ClipPreparer(part, SIZE, truth=truth is not None) as preparer:
+                for row, frame in enumerate(frames_of(number, count)):
+                    preparer.add_frame(frame)
+                    if truth is not None and preparer.labels is not None:
+                        preparer.labels.add(row, truth[row])
+                    if number == 2 and row < 3:
+                        preparer.add_flow(row, np.ones((*SIZE, 2), np.float32))
+            times = tuple(100_000 * i for i in range(count))
+            writer.add(PreparedClip(part, f"clip-{number:05d}", "x", times, truth is not None, number == 2))
+            shutil.rmtree(part)
+        writer.finish(["train", "val", "train"])
+    rows = [0, 1, 4, 5, 6]
+    columns = {
+        "clip_id": ["-"] * 5,
+        "row_a": rows,
+        "row_b": [r + 1 for r in rows],
+        "dt_s": [0.1] * 5,
+        "split": ["train"] * 5,
+    }
+    pq.write_table(pa.table(columns), folder / "pairs.parquet")
+    return FrameStore.open(folder)
+
+
+@pytest.fixture(params=["memory", "disk"])
+def store(request, tmp_path) -> FrameStore:
+    return in_memory() if request.param == "memory" else on_disk(tmp_path / "pairs")
+
+
+def test_frames_by_row(store):
+    assert len(store) == 8
+    assert store.size == SIZE
+    for row, (clip, frame) in enumerate([(0, 0), (0, 1), (0, 2), (1, 0), (2, 0), (2, 1), (2, 2), (2, 3)]):
+        assert tuple(store.frame(row)[0, 0]) == (clip, frame, 0)
+    for row in (-1, 8):
+        with pytest.raises(IndexError):
+            store.frame(row)
+        with pytest.raises(IndexError):
+            store.gather(np.array([0, row]))
+
+
+def test_gather_keeps_order_and_repeats(store):
+    rows = np.array([7, 0, 3, 0, 5])
+    np.testing.assert_array_equal(store.gather(rows), np.stack([store.frame(int(row)) for row in rows]))
+    assert store.gather(np.zeros(0, np.int64)).shape == (0, *SIZE, 3)
+
+
+def test_clips_and_pairs(store):
+    assert [(clip.first_row, clip.stop, clip.split, clip.truth) for clip in store.clips] == [
+        (0, 3, "train", True), (3, 4, "val", False), (4, 8, "train", True)
+    ]  # fmt: skip
+    np.testing.assert_array_equal(store.clip_frames(store.clips[2]), frames_of(2, 4))
+    pairs = store.pairs("train")
+    np.testing.assert_array_equal(pairs.row_a, [0, 1, 4, 5, 6])
+    np.testing.assert_array_equal(pairs.row_b, [1, 2, 5, 6, 7])
+    np.testing.assert_allclose(pairs.dt_s, 0.1)
+    assert pairs.row_a.dtype == np.int64
+    assert pairs.dt_s.dtype == np.float32
+    assert len(store.pairs("val")) == len(store.pairs("test")) == 0
+    assert len(store.pairs()) == 5
+    with pytest.raises(ValueError, match="unknown split"):
+        store.pairs("trian")
+
+
+def test_truth_and_flow_by_row(store):
+    assert_same(store.truth[0], FIRST)
+    assert len(store.truth[1]) == len(store.truth[3]) == 0
+    assert_same(store.truth[2], SECOND)
+    np.testing.assert_array_equal(store.optical_flow.rows, [4, 5, 6])
+    np.testing.assert_array_equal(store.optical_flow[4], 1)
+    assert store.optical_flow[7] is None
+    assert store.optical_flow[0] is None
+
+
+def test_shards_hold_whole_clips(tmp_path):
+    store = on_disk(tmp_path / "pairs")
+    assert [(clip.shard, clip.start) for clip in store.clips] == [(0, 0), (0, 3), (1, 0)]
+    assert np.load(tmp_path / "pairs" / "frames-00000.npy").shape == (4, *SIZE, 3)
+
+
+def test_a_store_without_truth():
+    store = FrameStore.from_arrays([frames_of(0, 2)], ["test"], 24.0)
+    assert store.truth is None
+    assert store.optical_flow is None
+    assert len(store.pairs("test")) == 1
+
+
+def test_arrays_that_do_not_fit():
+    with pytest.raises(ValueError, match="one size"):
+        FrameStore.from_arrays([frames_of(0, 2), np.zeros((2, 4, 4, 3), np.uint8)], ["train"] * 2, 24.0)
+    with pytest.raises(ValueError, match="one size"):
+        FrameStore.from_arrays([np.zeros((2, 4, 4, 3), np.float32)], ["train"], 24.0)
+    with pytest.raises(ValueError, match="length"):
+        FrameStore.from_arrays([frames_of(0, 2)], [], 24.0)
+
+
+def edit_clips(folder: Path, **changes: object) -> None:
+    document = json.loads((folder / "clips.json").read_text())
+    document["clips"][0] |= changes
+    (folder / "clips.json").write_text(json.dumps(document))
+
+
+def edit_pairs(folder: Path, **changes: object) -> None:
+    columns = pq.read_table(folder / "pairs.parquet").to_pydict()
+    pq.write_table(pa.table(columns | changes), folder / "pairs.parquet")
+
+
+DAMAGES = {
+    "no clips.json": lambda folder: (folder / "clips.json").unlink(),
+    "text for clips.json": lambda folder: (folder / "clips.json").write_text("[1, 2"),
+    "a list for clips.json": lambda folder: (folder / "clips.json").write_text("[]"),
+    "other format": lambda folder: (folder / "clips.json").write_text('{"format": 99}'),
+    "unknown field": lambda folder: edit_clips(folder, extra=1),
+    "shard that is not there": lambda folder: edit_clips(folder, shard=5),
+    "negative shard": lambda folder: edit_clips(folder, shard=-1),
+    "too many frames": lambda folder: edit_clips(folder, frames=2000, timestamps_us=list(range(2000))),
+    "rows that overlap": lambda folder: edit_clips(folder, first_row=1),
+    "row as text": lambda folder: edit_clips(folder, first_row="0"),
+    "no timestamps": lambda folder: edit_clips(folder, timestamps_us=[]),
+    "unknown split": lambda folder: edit_clips(folder, split="trian"),
+    "shard missing": lambda folder: (folder / "frames-00001.npy").unlink(),
+    "shard cut short": lambda folder: (folder / "frames-00000.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00"),
+    "shard of another size": lambda folder: np.save(folder / "frames-00000.npy", np.zeros((4, 6, 5, 3), np.uint8)),
+    "shard of floats": lambda folder: np.save(folder / "frames-00000.npy", np.zeros((4, *SIZE, 3), np.float32)),
+    "pairs missing": lambda folder: (folder / "pairs.parquet").unlink(),
+    "text for pairs": lambda folder: (folder / "pairs.parquet").write_text("text"),
+    "pair beyond the end": lambda folder: edit_pairs(folder, row_b=[1, 2, 5, 6, 8]),
+    "pair across clips": lambda folder: edit_pairs(folder, row_b=[1, 2, 5, 6, 0]),
+    "negative row": lambda folder: edit_pairs(folder, row_a=[-1, 1, 4, 5, 6]),
+    "pairs of another split": lambda folder: edit_pairs(folder, split=["test"] * 5),
+    "rows as words": lambda folder: edit_pairs(folder, row_a=list("abcde")),
+    "truth of another size": lambda folder: (folder / "truth" / "size.json").write_text('{"height": 6, "width": 5}'),
+    "truth beyond the end": lambda folder: np.save(folder / "truth" / "rows.npy", np.array([0, 0, 2, 4, 5, 6, 70])),
+    "flow of other length": lambda folder: np.save(folder / "flow" / "rows.npy", np.array([4, 5])),
+    "flow as text": lambda folder: (folder / "flow" / "flow.npy").write_text("text"),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGES)
+def test_broken_stores_are_named_in_one_line(tmp_path, name):
+    on_disk(tmp_path / "pairs")
+    DAMAGES[name](tmp_path / "pairs")
+    with pytest.raises(DataError) as caught:
+        FrameStore.open(tmp_path / "pairs")
+    assert "\n" not in str(caught.value)
+    assert str(tmp_path / "pairs") in str(caught.value)
+
+
+def test_nothing_there(tmp_path):
+    with pytest.raises(DataError, match="run the pairs stage"):
+        FrameStore.open(tmp_path / "nowhere")

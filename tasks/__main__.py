@@ -55,8 +55,6 @@ def _check_stage(arguments: list[str]) -> None:
 
 
 def _run(stage: str, workspace: Path) -> None:
-    die_with_parent()
-    set_quiet_defaults()
     params = parameters.load()
     with lock_workspace(workspace, stage):
         if stage in _USES_NETWORKS:
@@ -103,4 +101,6 @@ def _fail(stage: str, message: str, code: int) -> int:
 
 
 if __name__ == "__main__":
+    die_with_parent()
+    set_quiet_defaults()
     sys.exit(main(sys.argv[1:]))

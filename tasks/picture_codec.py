@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 import zlib
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +40,9 @@ class PictureHeader:
 def read_header(data: bytes, *, where: str) -> PictureHeader:
     """Header of a picture. Raises DataError where it is no picture or claims more than MAX_PIXELS; decodes nothing."""
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+            image = Image.open(io.BytesIO(data))
+        with image:
             width, height = image.size
             # The base class, because the PNG reader would decode the whole picture in search of a late chunk.
             exif_orientation = Image.Image.getexif(image).get(_EXIF_ORIENTATION, 1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zlib
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -96,3 +97,9 @@ def write_video(
             container.mux(stream.encode(picture))
         container.mux(stream.encode())
     return path
+
+
+def claim_png_size(data: bytes, width: int, height: int) -> bytes:
+    """The PNG with another size in its header, checksum and all."""
+    header = b"IHDR" + width.to_bytes(4, "big") + height.to_bytes(4, "big") + data[24:29]
+    return data[:12] + header + zlib.crc32(header).to_bytes(4, "big") + data[33:]

@@ -116,7 +116,8 @@ def parse_info(document: Any, where: str) -> ClipInfo:
             and info.split in (None, "train", "val", "test")
             and type(info.width) is int
             and type(info.height) is int
-            and 0 < info.width * info.height <= picture_codec.MAX_PIXELS
+            and min(info.width, info.height) > 0
+            and info.width * info.height <= picture_codec.MAX_PIXELS
             and times.ndim == 1
             and 0 < len(times) <= MAX_FRAMES
             and bool((np.diff(times) > 0).all())

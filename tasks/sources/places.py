@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
@@ -113,7 +113,7 @@ def _hide_in_part(part: str) -> str:
     if "://" not in part or part.startswith("file://"):
         return part
     pieces = urlsplit(part)
-    return urlunsplit((pieces.scheme, pieces.netloc.rpartition("@")[2], pieces.path, "", ""))
+    return f"{pieces.scheme}://{pieces.netloc.rpartition('@')[2]}{pieces.path}"
 
 
 def _describe(error: Exception) -> str:

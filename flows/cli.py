@@ -114,9 +114,9 @@ def demo_command(options: argparse.Namespace) -> None:
 
 
 def status_command(options: argparse.Namespace) -> None:
+    _require_workspace(options.folder)
     from flows import summary
 
-    _require_workspace(options.folder)
     summary.print_status(options.folder.resolve())
 
 

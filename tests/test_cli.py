@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+
+from flows.cli import main, parse_size
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def failure(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on standard error, with nothing on standard output."""
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_missing_source_is_named_before_a_workspace_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there.mp4").touch()
+    assert main(["run", "there.mp4", "nowhere.mp4"]) == 1
+    assert "nowhere.mp4: no such file" in failure(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["there.mp4"]
+
+
+@pytest.mark.parametrize("verb", [["init", "new"], ["run", "synthetic", "--workspace", "new"]])
+def test_a_misspelt_key_fails_by_name_before_a_workspace_is_made(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], verb: list[str]
+) -> None:
+    assert main([*verb, "--set", "train.mosis.presett=small"]) == 2
+    assert "train.mosis.presett: did you mean preset?" in failure(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_misspelt_key_in_a_workspace_fails_before_any_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / "params.yaml").write_text("trian: {}\n")
+    assert main(["run"]) == 2
+    assert "unknown key trian: did you mean train?" in failure(capsys)
+    assert not (tmp_path / ".prefect").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["run"], ["run", "--set", "train.seed=1"], ["demo"], ["status"], ["status", "gone"]]
+)
+def test_outside_of_a_workspace_it_says_how_to_get_one(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert "mosis init DIR" in failure(capsys)
+
+
+def test_a_bad_size_is_refused_by_the_parameter_it_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "synthetic", "--size", "100x224"]) == 2
+    assert "pairs.height" in failure(capsys)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_traceback_shows_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MOSIS_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="workspace"):
+        main(["run"])
+
+
+def test_sizes_are_height_first() -> None:
+    assert parse_size("128x224") == (128, 224)
+    for text in ("128", "128x", "axb", "128x224x3", "-1x2", ""):
+        with pytest.raises(argparse.ArgumentTypeError):
+            parse_size(text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
@@ -12,6 +13,7 @@ REASONS = ("order", "rate", "cut", "frozen", "fast")
 
 _BINS = 8
 _FAST_PERCENTILE = 90
+_CLEARLY_BETTER = 0.6
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class PairJudge:
     def __init__(self, limits: PairLimits) -> None:
         self.limits = limits
         self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_ULTRAFAST)
+        self._taper: np.ndarray | None = None
 
     def find_fault(self, a: SeenFrame, b: SeenFrame, dt_s: float) -> str | None:
         """One of REASONS, or None for a good pair. dt_s: seconds from a to b. Cheap checks come first."""
@@ -61,15 +64,40 @@ class PairJudge:
         return None
 
     def measure_motion(self, a: np.ndarray, b: np.ndarray) -> float:
-        """90th percentile of the length of DIS optical flow between (H, W) uint8, pixels.
+        """90th percentile of the length of the motion from a to b, (H, W) uint8, pixels.
 
-        DIS searches coarse to fine over the whole picture for about a millisecond. Its errors at edges and in occluded
-        areas are wild but few: the percentile passes over them, and over small objects that move fast on their own.
+        DIS optical flow, coarse to fine, is cheap. Its errors at edges and in occluded areas are wild but few: the
+        percentile passes over them, and over small objects that move fast on their own. It loses the camera's sweeps of
+        an eighth of the picture and more, which phase correlation finds; a sweep counts if it explains the second frame
+        clearly better than the flow does, so that repeating patterns raise no false alarm.
         """
         flow_uv = self._dis.calc(a, b, None)  # type: ignore[call-overload]
         lengths = np.hypot(flow_uv[..., 0], flow_uv[..., 1]).ravel()
         place = len(lengths) * _FAST_PERCENTILE // 100
-        return float(np.partition(lengths, place)[place])
+        motion = float(np.partition(lengths, place)[place])
+        sweep, _ = cv2.phaseCorrelate(a.astype(np.float32), b.astype(np.float32), self._window(a.shape))
+        length = math.hypot(*sweep)
+        if length <= max(motion, self.limits.motion_px):
+            return motion
+        swept = np.empty_like(flow_uv)
+        swept[...] = sweep
+        explained = _unlikeness(a, b, swept) < _CLEARLY_BETTER * _unlikeness(a, b, flow_uv)
+        return length if explained else motion
+
+    def _window(self, shape: tuple[int, ...]) -> np.ndarray:
+        if self._taper is None or self._taper.shape != shape:
+            self._taper = cv2.createHanningWindow(shape[::-1], cv2.CV_32F)
+        return self._taper
+
+
+def _unlikeness(a: np.ndarray, b: np.ndarray, flow_uv: np.ndarray) -> float:
+    """Mean absolute difference of a and b fetched along flow_uv (H, W, 2), where that lies inside b; 255 if nowhere."""
+    height, width = a.shape
+    grid_y, grid_x = np.mgrid[:height, :width].astype(np.float32)
+    x, y = grid_x + flow_uv[..., 0], grid_y + flow_uv[..., 1]
+    inside = (x >= 0) & (x <= width - 1) & (y >= 0) & (y <= height - 1)
+    difference = cv2.absdiff(a, cv2.remap(b, x, y, cv2.INTER_LINEAR))
+    return float(difference[inside].mean()) if inside.any() else 255.0
 
 
 def histogram_distance(a: np.ndarray, b: np.ndarray) -> float:

@@ -115,6 +115,11 @@ def encode_rle(mask: np.ndarray) -> dict[str, Any]:
 
 def decode_rle(rle: Any, size: tuple[int, int], *, where: str) -> np.ndarray:
     """(H, W) bool. Raises DataError unless the RLE has this size and its runs fill it exactly."""
+    return coco_mask.decode(check_rle(rle, size, where=where)).astype(bool)
+
+
+def check_rle(rle: Any, size: tuple[int, int], *, where: str) -> dict[str, Any]:
+    """The RLE as `encode_rle` writes it. Raises DataError unless it has this size and its runs fill it exactly."""
     try:
         counts = rle["counts"].encode("ascii")
         claimed = [int(side) for side in rle["size"]]
@@ -122,7 +127,7 @@ def decode_rle(rle: Any, size: tuple[int, int], *, where: str) -> np.ndarray:
         raise DataError(f"{where}: not a run-length encoded mask") from None
     if claimed != list(size) or _sum_runs(counts) != size[0] * size[1]:
         raise DataError(f"{where}: run lengths do not fill {size[1]} x {size[0]}: mask refused")
-    return coco_mask.decode({"size": claimed, "counts": counts}).astype(bool)
+    return {"size": claimed, "counts": rle["counts"]}
 
 
 def encode_flow(flow_uv: np.ndarray) -> bytes:

@@ -287,9 +287,15 @@ def test_credentials_are_never_shown(url: str, shown: str) -> None:
         assert "secret" not in str(caught.value)
 
 
-def test_a_playlist_cannot_make_ffmpeg_read_other_files(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\na.ts\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile a.ts\nduration 1\n",
+    ],
+)
+def test_a_playlist_cannot_make_ffmpeg_read_other_files(tmp_path: Path, text: str) -> None:
     write_video(tmp_path / "a.ts", moving_square(30), codec="libx264")
-    lines = ["#EXTM3U", "#EXT-X-TARGETDURATION:2", "#EXTINF:2,", "a.ts", "#EXT-X-ENDLIST"]
-    (tmp_path / "playlist.mp4").write_text("\n".join(lines))
+    (tmp_path / "playlist.mp4").write_text(text)
     with pytest.raises(SourceError, match="not a video"):
         ingest(tmp_path / "playlist.mp4", tmp_path / "out")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from tasks.clips import ClipEntry
-from tasks.params import IngestParams
+# For types alone: the synthetic source generates video where only numpy and cv2 exist.
+if TYPE_CHECKING:
+    from tasks.clips import ClipEntry
+    from tasks.params import IngestParams
 
 
 class Job(Protocol):

@@ -1,0 +1,76 @@
+"""What makes up one version of the registered model: files, tags and the digest that tells versions apart."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import models
+from tasks.errors import DataError
+from tasks.files import read_json, sha256_file, storage_errors
+from tasks.predict import read_resolved
+from tasks.training.checkpoint import digest_sources
+
+LOADER = Path(__file__).with_name("pyfunc_model.py")
+_PACKAGES = ("mlflow", "numpy", "opencv-python", "pycocotools", "pyyaml", "safetensors", "torch", "torchvision")
+
+
+@dataclass(frozen=True)
+class Package:
+    """weights, params: files of the train stage. sources: the folder `models` as it is now. digest: over all of it."""
+
+    weights: Path
+    params: Path
+    sources: Path
+    digest: str
+    weights_sha256: str
+    score_threshold: float
+
+
+def describe_package(workspace: Path) -> Package:
+    """What would be registered now. Raises DataError where nothing has been trained."""
+    train = workspace / "outputs" / "train"
+    weights, resolved = train / "weights.safetensors", train / "params.resolved.yaml"
+    if not weights.is_file():
+        raise DataError(f"{weights} not found: run the train stage first (`dvc repro train`)")
+    params, _ = read_resolved(resolved)
+    sources = Path(models.__file__).parent
+    weights_sha256 = sha256_file(weights)
+    parts = (weights_sha256, sha256_file(resolved), digest_sources([sources]), sha256_file(LOADER))
+    digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()
+    return Package(weights, resolved, sources, digest, weights_sha256, params.export.score_threshold)
+
+
+def copy_sources(package: Package, folder: Path) -> Path:
+    """Copy the Python files of `models` to folder/models: no caches, no notes."""
+    target = folder / "models"
+    with storage_errors(target):
+        for path in sorted(package.sources.rglob("*.py")):
+            place = target / path.relative_to(package.sources)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, place)
+    return target
+
+
+def requirements() -> list[str]:
+    """Exact versions of what the loader and the networks import, so that MLflow has nothing to find out by itself."""
+    # Without "+cu130" and the like: a local version names a build that other indexes do not have.
+    return [f"{name}=={importlib.metadata.version(name).partition('+')[0]}" for name in _PACKAGES]
+
+
+def read_scores(workspace: Path) -> dict[str, str]:
+    """AP of the evaluate stage as tags, empty where there is no truth or no evaluation."""
+    path = workspace / "outputs" / "evaluate" / "metrics.json"
+    metrics: Any = read_json(path) if path.is_file() else {}
+    scores: dict[str, str] = {}
+    for kind in ("mask", "box"):
+        found = metrics.get(kind) if isinstance(metrics, dict) else None
+        for name in ("AP", "AP50"):
+            value = found.get(name) if isinstance(found, dict) else None
+            if isinstance(value, int | float):
+                scores[f"{kind}_{name}"] = f"{value:.4f}"
+    return scores

@@ -1,0 +1,106 @@
+"""Labels of the train split: the labeller over its clips, kept so that a killed training need not repeat it."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from models.motion_labels.config import MotionLabelsConfig
+from models.motion_labels.labeller import label_clip
+from tasks.errors import DataError, NothingLeftError, StorageError
+from tasks.files import atomic_folder, read_json, write_json
+from tasks.frames import FrameStore, StoredClip
+from tasks.labels import LabelStore, LabelWriter
+from tasks.pool import map_unordered
+
+
+@dataclass(frozen=True)
+class Labels:
+    """images: frames with at least one label. seconds: what making them took, whenever that was."""
+
+    store: LabelStore
+    images: int
+    seconds: float
+    reused: bool
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One clip of the frame store in `pairs`, to be labelled into `folder`."""
+
+    pairs: Path
+    clip: StoredClip
+    config: MotionLabelsConfig
+    folder: Path
+
+
+def label_train_clips(
+    pairs: Path, store: FrameStore, config: MotionLabelsConfig, folder: Path, *, workers: int
+) -> Labels:
+    """Labels of every train clip as a LabelStore in `folder`, whose name must change with data, settings and code.
+
+    Finished clips are kept beside it until all are done, so a run that was killed goes on where it was. A clip on
+    which the labeller fails is left out and named. Raises NothingLeftError where nothing moves, or every clip failed.
+    """
+    if not folder.is_dir():
+        _make(pairs, [clip for clip in store.clips if clip.split == "train"], store.size, config, folder, workers)
+        reused = False
+    else:
+        reused = True
+    labels = LabelStore.open(folder)
+    if not labels.count:
+        raise NothingLeftError(
+            f"the labeller found nothing that moves on its own in {pairs}: use clips in which things move against "
+            "their background, or lower train.motion_labels.min_area or min_speed"
+        )
+    made = read_json(folder / "made.json")
+    return Labels(labels, len(np.unique(labels.rows)), float(made["seconds"]), reused)
+
+
+def _make(
+    pairs: Path,
+    clips: list[StoredClip],
+    size: tuple[int, int],
+    config: MotionLabelsConfig,
+    folder: Path,
+    workers: int,
+) -> None:
+    started = time.perf_counter()
+    parts = folder.with_name(f"{folder.name}.parts")
+    todo = [_Job(pairs, clip, config, parts / clip.clip_id) for clip in clips if not (parts / clip.clip_id).is_dir()]
+    failed: list[str] = []
+    for outcome in map_unordered(_label, todo, workers, "label clips"):
+        if isinstance(outcome.error, StorageError):
+            raise outcome.error
+        if outcome.error is not None:
+            failed.append(f"{outcome.item.clip.source}: {' '.join(str(outcome.error).split())}")
+            print(f"labels: left out {failed[-1]}", file=sys.stderr, flush=True)
+    if clips and len(failed) == len(clips):
+        raise NothingLeftError(f"no clip could be labelled, first {failed[0]}")
+    with atomic_folder(folder) as temporary:
+        with LabelWriter(temporary, size) as writer:
+            for clip in sorted(clips, key=lambda clip: clip.first_row):
+                if (parts / clip.clip_id).is_dir():
+                    writer.extend(LabelStore.open(parts / clip.clip_id), first_row=clip.first_row)
+        write_json(temporary / "made.json", {"seconds": round(time.perf_counter() - started, 1)})
+    shutil.rmtree(parts, ignore_errors=True)
+
+
+def _label(job: _Job) -> int:
+    """Number of instances found; runs in a process of its own."""
+    store = _open(job.pairs)
+    found = label_clip(np.ascontiguousarray(store.clip_frames(job.clip)), job.config)
+    if len(found) != job.clip.frames:
+        raise DataError(f"the labeller gave {len(found)} results for {job.clip.frames} frames")
+    return LabelStore.write(job.folder, store.size, enumerate(found))
+
+
+@lru_cache(maxsize=1)
+def _open(pairs: Path) -> FrameStore:
+    return FrameStore.open(pairs)

@@ -214,6 +214,23 @@ def test_the_lock_of_a_killed_stage_is_free(workspace: Path) -> None:
         pass
 
 
+def test_ctrl_c_ends_all_processes_in_one_line(workspace: Path) -> None:
+    document = tiny_synthetic(videos=200, height=256, width=256, frames=60)
+    document["ingest"]["workers"] = 2
+    write_params(workspace, document)
+    arguments = [sys.executable, "-m", "tasks", "ingest"]
+    with subprocess.Popen(
+        arguments, cwd=workspace, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stderr is not None
+        while not list((workspace / "data").glob(".tmp-*/.job-*")):
+            assert process.poll() is None
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.stderr.read() == "mosis: ingest: interrupted\n"
+    assert process.returncode == 130
+    assert os.listdir(workspace / "data") == []
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells a process that its parent has died")
 def test_a_killed_stage_leaves_the_last_state_and_the_next_run_goes_on(workspace: Path) -> None:
     ingest.run(params.load(), workspace)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +19,15 @@ from models.common.images import resize_frame, to_tensor
 from models.common.instances import Instances
 from models.interface import Segmenter
 from tasks import params as parameters
+from tasks.clips import ClipReader
 from tasks.errors import DataError, MosisError, ParamsError
+from tasks.training.batches import prefetch
 
 FORMAT = 1
 """Of params.resolved.yaml, which the train stage writes: format, size [height, width] and the full params."""
 _MAX_SIDE = 4096
+_PIXELS_AT_ONCE = 8_000_000
+"""Pixels of the frames predicted together; each may come back with dozens of masks of a byte a pixel."""
 _AGAIN = "run the train stage again (`dvc repro train`)"
 
 
@@ -78,6 +82,30 @@ class Predictor:
         if self.device.type != "cuda":
             return contextlib.nullcontext()
         return torch.autocast("cuda", torch.bfloat16)
+
+
+def predict_frames(
+    predictor: Callable[[Sequence[np.ndarray], float | None], list[Instances]],
+    reader: ClipReader,
+    indices: Sequence[int],
+    *,
+    batch_size: int,
+    score_threshold: float | None = None,
+) -> Iterator[tuple[int, np.ndarray, Instances]]:
+    """(index, frame, its instances) of one clip in the order of `indices`; the next frames are decoded meanwhile.
+
+    Memory is bounded: large frames go through in smaller batches than `batch_size`.
+    """
+    step = _frames_at_once(batch_size, reader.info.height * reader.info.width)
+    batches = [indices[start : start + step] for start in range(0, len(indices), step)]
+    decoded = prefetch(lambda i: [reader.frame(index) for index in batches[i]], 0, len(batches), depth=1)
+    with contextlib.closing(decoded):
+        for batch, frames in zip(batches, decoded, strict=True):
+            yield from zip(batch, frames, predictor(frames, score_threshold), strict=True)
+
+
+def _frames_at_once(batch_size: int, pixels: int) -> int:
+    return max(1, min(batch_size, _PIXELS_AT_ONCE // pixels))
 
 
 def choose_device(name: str) -> torch.device:

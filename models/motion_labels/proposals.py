@@ -8,25 +8,55 @@ import numpy as np
 from .background import Motion
 
 
-def find_seeds(motions: list[Motion], magnitude: np.ndarray, threshold: float, min_area: int, limit: int) -> np.ndarray:
-    """(K, H, W) bool, at most `limit` regions of at least `min_area` pixels, largest first.
+MERGE = 1.5
+REACH = 6
 
-    magnitude: (H, W) residual motion in pixels; what exceeds `threshold` moves. Regions are parted where the motion
-    jumps, so that objects which touch but move differently are two.
-    """
+
+def find_seeds(motions, magnitude, threshold, min_area, limit):
     moving = magnitude > threshold
     smooth = moving & ~motion_edges(motions, magnitude, threshold)
     seeds = components(smooth, max(4, min_area // 3))
+    order = np.argsort(-seeds.sum((1, 2)), kind="stable")
+    seeds = seeds[order[: 2 * limit]]
+    seeds = merge_alike(seeds, motions, MERGE * threshold, REACH)
     seeds = grow_seeds(seeds, moving)
     seeds = seeds[seeds.sum((1, 2)) >= min_area]
     order = np.argsort(-seeds.sum((1, 2)), kind="stable")
     return seeds[order[:limit]]
 
 
+def merge_alike(seeds, motions, limit, reach):
+    seeds = list(seeds)
+    flow = np.concatenate([m.residual_uv for m in motions], -1)
+    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
+    near = [cv2.dilate(s.astype(np.uint8), kernel) > 0 for s in seeds]
+
+    def step(i, j):
+        a, b = seeds[i] & near[j], seeds[j] & near[i]
+        if a.sum() < 6 or b.sum() < 6:
+            return np.inf
+        d = np.median(flow[a], 0) - np.median(flow[b], 0)
+        return np.sqrt((d**2).sum() / len(motions))
+
+    steps = {(i, j): step(i, j) for i in range(len(seeds)) for j in range(i)}
+    while steps:
+        (i, j), value = min(steps.items(), key=lambda kv: kv[1])
+        if value > limit:
+            break
+        seeds[j], near[j] = seeds[i] | seeds[j], near[i] | near[j]
+        steps = {k: v for k, v in steps.items() if i not in k}
+        seeds[i] = None
+        for k in range(len(seeds)):
+            if k != j and seeds[k] is not None:
+                steps[(max(j, k), min(j, k))] = step(max(j, k), min(j, k))
+    seeds = [s for s in seeds if s is not None]
+    return np.stack(seeds) if seeds else np.zeros((0, *flow.shape[:2]), bool)
+
+
 def motion_edges(motions: list[Motion], magnitude: np.ndarray, threshold: float) -> np.ndarray:
     """(H, W) bool: where motion changes from a pixel to the next by much against its own size."""
     edges = np.zeros(magnitude.shape, bool)
-    limit = np.maximum(0.25 * magnitude, 0.5 * threshold)
+    limit = np.maximum(0.06 * magnitude, 0.25 * threshold)
     for motion in motions:
         dx = cv2.Sobel(motion.residual_uv, cv2.CV_32F, 1, 0, ksize=3, scale=0.125)
         dy = cv2.Sobel(motion.residual_uv, cv2.CV_32F, 0, 1, ksize=3, scale=0.125)

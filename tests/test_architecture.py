@@ -6,6 +6,7 @@ import ast
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -106,6 +107,23 @@ def test_every_stage_output_is_read_or_is_a_result() -> None:
             assert known or (ROOT / dep).exists(), f"{name}: {dep}"
 
 
+def test_no_output_outlives_a_change_of_parameters() -> None:
+    """DVC's `persist: true` hands the old checkpoint to the next run, which then "resumes" at its end: no training, and
+    new figures for old weights. The checkpoint is no output, and carries its own fingerprint.
+    """
+    text = (ROOT / "dvc.yaml").read_text()
+    assert "persist" not in text
+    assert "checkpoint" not in text
+
+
+def test_a_wheel_carries_the_templates_of_workspaces(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        for name in ("params.yaml", "dvc.yaml"):
+            assert wheel.read(f"flows/templates/{name}") == (ROOT / name).read_bytes()
+
+
 def outputs(stage: dict) -> list[str]:
     entries = [*stage.get("outs", ()), *stage.get("metrics", ()), *stage.get("plots", ())]
     return [next(iter(entry)) if isinstance(entry, dict) else entry for entry in entries]
@@ -125,13 +143,19 @@ def test_dvc_is_named_in_one_file_and_mlflow_in_one() -> None:
             for name in names:
                 owners.get(name.split(".")[0], set()).add(path.relative_to(ROOT).as_posix())
     assert owners["dvc"] == {"tasks/versioning.py"}
-    assert owners["mlflow"] <= {"tasks/tracking.py", "tasks/pyfunc_model.py"}, "pyfunc_model.py is what a registered model carries"
+    assert owners["mlflow"] <= {"tasks/tracking.py", "tasks/pyfunc_model.py"}, (
+        "pyfunc_model.py is what a registered model carries"
+    )
     assert owners["prefect"] <= {path.relative_to(ROOT).as_posix() for path in ROOT.glob("flows/*.py")}
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [BIN / "lint-imports", "--no-cache"], cwd=folder, env={"PYTHONPATH": str(folder)}, capture_output=True, text=True
+        [BIN / "lint-imports", "--no-cache"],
+        cwd=folder,
+        env={"PYTHONPATH": str(folder)},
+        capture_output=True,
+        text=True,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -36,14 +37,20 @@ stages:
 """
 
 
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("repository")
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
+    versioning.init(folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A DVC repository with a home, and so a default remote, of its own."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     folder = tmp_path / "workspace"
-    folder.mkdir()
-    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
-    versioning.init(folder)
+    shutil.copytree(repository, folder)
     set_value(folder, 1)
     (folder / "dvc.yaml").write_text(PIPELINE)
     return folder
@@ -109,24 +116,6 @@ def test_a_stage_runs_is_skipped_and_is_restored(folder: Path) -> None:
     assert versioning.run_stage(folder, "pairs") is Outcome.RESTORED
     assert versioning.data_md5(folder) == first
     assert versioning.changed_stages(folder) == set()
-
-
-def test_data_travel_through_the_remote_to_a_clone(folder: Path, tmp_path: Path) -> None:
-    versioning.run_stage(folder, "ingest")
-    versioning.run_stage(folder, "pairs")
-    versioning.push(folder)
-    for arguments in (
-        ["add", "--all"],
-        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "run"],
-    ):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
-    clone = tmp_path / "elsewhere" / "clone"
-    subprocess.run(["git", "clone", "--quiet", folder, clone], check=True)
-
-    versioning.pull(clone)
-    assert (clone / "data/pairs").read_text() == "1\n1\n"
-    assert [versioning.run_stage(clone, stage) for stage in ("ingest", "pairs")] == [Outcome.UNCHANGED] * 2
-    assert (clone / "dvc.lock").read_text() == (folder / "dvc.lock").read_text()
 
 
 def test_a_clone_whose_data_were_never_pushed_says_so(folder: Path, tmp_path: Path) -> None:

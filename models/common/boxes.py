@@ -25,6 +25,12 @@ def scale_boxes(boxes: Tensor, from_size: tuple[int, int], to_size: tuple[int, i
     return boxes * boxes.new_tensor([x, y, x, y])
 
 
+def widen_boxes(boxes: Tensor, margin: float) -> Tensor:
+    """Move each edge of boxes (..., 4) outwards by `margin` of the box's side."""
+    sides = (boxes[..., 2:] - boxes[..., :2]) * margin
+    return torch.cat((boxes[..., :2] - sides, boxes[..., 2:] + sides), dim=-1)
+
+
 def jitter_boxes(boxes: Tensor, amount: float, generator: torch.Generator | None = None) -> Tensor:
     """Move each edge of boxes (N, 4) by up to `amount` of the box's side, uniformly; amount < 0.5 keeps x1 < x2.
 

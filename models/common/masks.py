@@ -25,7 +25,8 @@ def paste_masks(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
     height, width = size
     rows = _interpolation(boxes[..., 1], boxes[..., 3], 0, height, masks.shape[-2])  # (..., H, S)
     columns = _interpolation(boxes[..., 0], boxes[..., 2], 0, width, masks.shape[-1])  # (..., W, S)
-    return rows @ masks @ columns.transpose(-1, -2)
+    with torch.autocast(masks.device.type, enabled=False):  # half precision would round positions to whole pixels
+        return rows @ masks @ columns.transpose(-1, -2)
 
 
 def paste_binary(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float) -> Tensor:
@@ -44,7 +45,8 @@ def paste_binary(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold:
         box = boxes[index]
         rows = _interpolation(box[1], box[3], top, bottom, masks.shape[1])
         columns = _interpolation(box[0], box[2], left, right, masks.shape[2])
-        pasted[index, top:bottom, left:right] = rows @ masks[index] @ columns.T > threshold
+        with torch.autocast(masks.device.type, enabled=False):
+            pasted[index, top:bottom, left:right] = rows @ masks[index] @ columns.T > threshold
     return pasted
 
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import roi_align
 
+from ..common.boxes import widen_boxes
 from .config import ANCHORS, STRIDES, NetworkSpec
 from .darknet import ConvBlock, Darknet
 
@@ -59,6 +60,7 @@ class AppearanceNetwork(nn.Module):
         super().__init__()
         self.region_side = spec.region_side
         self.region_samples = spec.region_samples
+        self.region_margin = spec.region_margin
         self.centre_reach = spec.centre_reach
         self.backbone = Darknet(spec.stem, spec.stem_stride, spec.widths, spec.blocks)
         self.neck = Neck(self.backbone.channels[::-1], spec.neck_widths, spec.neck_depth)
@@ -78,15 +80,19 @@ class AppearanceNetwork(nn.Module):
         boxes = decode_boxes(output[..., :4], grid, self.centre_reach)
         return Proposals(boxes, output[..., 4], mask_features, grid, size)
 
-    def mask_logits(self, mask_features: Tensor, boxes: Sequence[Tensor]) -> Tensor:
-        """M~ before its sigmoid: per image boxes (R_i, 4) pixels -> (sum R_i, S, S) logits, in that order.
+    def regions(self, boxes: Tensor) -> Tensor:
+        """Boxes (..., 4) with the margin in which masks are looked for: what `mask_logits` and pasting take."""
+        return widen_boxes(boxes, self.region_margin)
 
-        RoIAlign passes no gradient to the boxes; `paste_masks` does.
+    def mask_logits(self, mask_features: Tensor, regions: Sequence[Tensor]) -> Tensor:
+        """M~ before its sigmoid: per image regions (R_i, 4) pixels -> (sum R_i, S, S) logits, in that order.
+
+        RoIAlign passes no gradient to the regions; `paste_masks` does.
         """
         side = self.region_side
         features = roi_align(
-            mask_features,
-            [image_boxes.detach().to(mask_features.dtype) for image_boxes in boxes],
+            mask_features.float(),  # half precision does not hold where the regions lie
+            [boxes.detach() for boxes in regions],
             output_size=side,
             spatial_scale=1 / MASK_STRIDE,
             sampling_ratio=self.region_samples,
@@ -183,7 +189,8 @@ def decode_boxes(raw: Tensor, grid: AnchorGrid, centre_reach: float) -> Tensor:
 
 def _flatten(output: Tensor) -> Tensor:
     """(B, 15, h, w) -> (B, h * w * 3, 5): rows, columns, anchors in turn."""
-    return output.permute(0, 2, 3, 1).reshape(len(output), -1, 5)
+    batch, channels, rows, columns = output.shape
+    return output.permute(0, 2, 3, 1).reshape(batch, rows * columns * channels // 5, 5)
 
 
 def _alternate(inputs: int, width: int, depth: int) -> nn.Sequential:

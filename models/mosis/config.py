@@ -41,6 +41,8 @@ class NetworkSpec:
     """Cells along each side of a region's mask (RoIAlign's output)."""
     region_samples: int
     """Points along each side of a cell that RoIAlign averages."""
+    region_margin: float
+    """How far a region reaches beyond its box on each side, as a share of the side, so that a mask may mend its box."""
     centre_reach: float
     """How far beyond its cell a box's centre may lie, in cells: 0 is YOLOv3's; more lets cells share a label."""
 
@@ -56,6 +58,7 @@ NETWORKS: dict[Preset, NetworkSpec] = {
         neck_depth=5,
         region_side=28,
         region_samples=2,
+        region_margin=0.0,
         centre_reach=0.0,
     ),
     "small": NetworkSpec(
@@ -67,6 +70,7 @@ NETWORKS: dict[Preset, NetworkSpec] = {
         neck_depth=1,
         region_side=14,
         region_samples=1,
+        region_margin=0.15,
         centre_reach=0.5,
     ),
 }

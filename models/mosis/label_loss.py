@@ -6,7 +6,7 @@ target, and mask losses on regions that are partly predicted, partly labels' box
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -17,13 +17,13 @@ from torchvision.ops import generalized_box_iou_loss
 from ..common.boxes import jitter_boxes, pairwise_iou
 from ..common.instances import Instances
 from ..common.masks import crop_masks
-from .appearance import AnchorGrid, Proposals
+from .appearance import AnchorGrid, AppearanceNetwork, Proposals
 
 WEIGHTS = {"box": 2.0, "objectness": 1.0, "mask": 1.0, "dice": 1.0}
 POSITIVES_PER_LABEL = 10
 IGNORED_IOU = 0.6
 """Proposals that overlap a label this well without being chosen for it are no background either."""
-REGIONS_PER_IMAGE = 16
+MASKS_PER_IMAGE = 16
 JITTER = 0.15
 """Of label boxes before masks are learnt in them, share of the side: about the error of a fair predicted box."""
 
@@ -52,7 +52,7 @@ class Positives(NamedTuple):
     """(P,) int64, index into Targets."""
 
 
-class Regions(NamedTuple):
+class MaskBoxes(NamedTuple):
     """Boxes to learn masks in, R of them, sorted by image."""
 
     image: Tensor
@@ -60,34 +60,28 @@ class Regions(NamedTuple):
     label: Tensor
 
 
-def label_loss(
-    proposals: Proposals,
-    labels: Sequence[Instances],
-    predict_masks: Callable[[list[Tensor]], Tensor],
-    *,
-    centre_reach: float,
-    region_side: int,
-) -> dict[str, Tensor]:
+def label_loss(proposals: Proposals, labels: Sequence[Instances], network: AppearanceNetwork) -> dict[str, Tensor]:
     """Loss of a batch against its labels; scores of `labels` are confidences, and 0 teaches nothing.
 
-    predict_masks: boxes of each image, (R_i, 4) pixels -> (sum R_i, S, S) logits; S = region_side.
+    network: the one that made `proposals`; it is asked for masks in regions that are chosen here.
     Returns scalars "total", "box", "objectness", "mask" and "dice", the terms unweighted. Randomness is torch's CPU
     generator's.
     """
     targets = gather_targets(labels, proposals.boxes)
     overlap = label_overlap(proposals.boxes, targets)  # (N, A)
-    positives = assign(overlap, proposals.grid, targets, centre_reach=centre_reach)
-    regions = choose_regions(proposals.boxes.detach(), positives, targets, len(labels))
-    counts = torch.bincount(regions.image, minlength=len(labels)).tolist()
-    logits = predict_masks(list(regions.boxes.split(counts)))
-    covered = crop_masks(targets.masks, regions.label, regions.boxes, region_side)
-    region_weights = targets.weights[regions.label]
+    positives = assign(overlap, proposals.grid, targets, centre_reach=network.centre_reach)
+    boxes = choose_boxes(proposals.boxes.detach(), positives, targets, len(labels))
+    regions = network.regions(boxes.boxes)
+    counts = torch.bincount(boxes.image, minlength=len(labels)).tolist()
+    logits = network.mask_logits(proposals.mask_features, regions.split(counts))
+    covered = crop_masks(targets.masks, boxes.label, regions, network.region_side)
+    weights = targets.weights[boxes.label]
     return combine(
         {
             "box": box_loss(proposals.boxes, positives, targets),
             "objectness": objectness_loss(proposals.logits, overlap, positives, targets),
-            "mask": mask_loss(logits, covered, region_weights),
-            "dice": dice_loss(logits, covered, region_weights),
+            "mask": mask_loss(logits, covered, weights),
+            "dice": dice_loss(logits, covered, weights),
         }
     )
 
@@ -162,18 +156,18 @@ def objectness_loss(logits: Tensor, overlap: Tensor, positives: Positives, targe
 
 
 @torch.no_grad()
-def choose_regions(boxes: Tensor, positives: Positives, targets: Targets, images: int) -> Regions:
-    """Up to REGIONS_PER_IMAGE boxes an image: half predicted (drawn from the positives), half jittered label boxes."""
-    half = REGIONS_PER_IMAGE // 2
+def choose_boxes(boxes: Tensor, positives: Positives, targets: Targets, images: int) -> MaskBoxes:
+    """Up to MASKS_PER_IMAGE boxes an image: half predicted (drawn from the positives), half jittered label boxes."""
+    half = MASKS_PER_IMAGE // 2
     predicted = _draw(positives.image, half, images)
     copies = torch.arange(len(targets.image), device=boxes.device).repeat(half)
     labels = copies[_draw(targets.image.repeat(half), half, images)]
     image = torch.cat((positives.image[predicted], targets.image[labels]))
     found = boxes[positives.image[predicted], positives.proposal[predicted]]
-    regions = torch.cat((found, jitter_boxes(targets.boxes[labels], JITTER)))
+    chosen = torch.cat((found, jitter_boxes(targets.boxes[labels], JITTER)))
     label = torch.cat((positives.label[predicted], labels))
     order = torch.argsort(image, stable=True)
-    return Regions(image[order], regions[order], label[order])
+    return MaskBoxes(image[order], chosen[order], label[order])
 
 
 def _draw(image: Tensor, most: int, images: int) -> Tensor:

@@ -55,10 +55,11 @@ class Mosis(Segmenter):
         proposals = self.appearance(images)
         logits, index = proposals.logits.topk(min(self.config.top_k, proposals.logits.shape[1]), dim=1)  # (B, K)
         boxes = proposals.boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, K, 4)
-        mask_logits = self.appearance.mask_logits(proposals.mask_features, boxes.unbind(0))
+        regions = self.appearance.regions(boxes)
+        mask_logits = self.appearance.mask_logits(proposals.mask_features, regions.unbind(0))
         masks = mask_logits.sigmoid().view(*index.shape, *mask_logits.shape[1:])  # (B, K, S, S)
         # Eq. 3 multiplies by these: the text calls both logits and uses both as probabilities.
-        return paste_masks(masks, boxes, proposals.image_size) * logits.sigmoid()[..., None, None], logits
+        return paste_masks(masks, regions, proposals.image_size) * logits.sigmoid()[..., None, None], logits
 
     @torch.no_grad()
     def predict(
@@ -69,6 +70,8 @@ class Mosis(Segmenter):
         Objectness and box NMS choose at most top_k proposals, masks are thresholded, empty ones dropped. With
         score_with_mask the threshold holds for the product, too. Boxes are cut at the image's border.
         """
+        if len(images) == 0:
+            return []
         threshold = self.config.score_threshold if score_threshold is None else score_threshold
         proposals = self.appearance(images)
         chosen = [
@@ -76,7 +79,8 @@ class Mosis(Segmenter):
             for boxes, scores in zip(proposals.boxes.float(), proposals.logits.sigmoid(), strict=True)
         ]
         boxes = [image_boxes[kept] for image_boxes, kept in zip(proposals.boxes, chosen, strict=True)]
-        masks = self.appearance.mask_logits(proposals.mask_features, boxes).sigmoid()
+        regions = [self.appearance.regions(image_boxes) for image_boxes in boxes]
+        masks = self.appearance.mask_logits(proposals.mask_features, regions).sigmoid()
         masks_by_image = masks.split([len(kept) for kept in chosen])
         return [
             self._finish(image_boxes, image_scores[kept].sigmoid(), image_masks, proposals, threshold, output_size)
@@ -99,11 +103,11 @@ class Mosis(Segmenter):
         boxes = scale_boxes(boxes, proposals.image_size, size)
         if self.config.score_with_mask:
             scores = scores * mask_certainty(masks, self.config.mask_threshold)
-        full = paste_binary(masks, boxes, size, self.config.mask_threshold)
+        full = paste_binary(masks, self.appearance.regions(boxes), size, self.config.mask_threshold)
         boxes = mask_extents(full) if self.config.box_from_mask else clip_boxes(boxes, size)
-        kept = (scores >= threshold) & full.flatten(1).any(1)
-        order = torch.argsort(scores[kept], descending=True, stable=True)
-        return Instances(boxes[kept], scores[kept], full[kept])[order]
+        found = Instances(boxes, scores, full)[(scores >= threshold) & full.flatten(1).any(1)]
+        # Again, because boxes that differed may hold the same mask; without box_from_mask this only sorts.
+        return found[nms(found.boxes, found.scores, self.config.nms_iou)]
 
     def _label_loss(self, batch: Batch) -> dict[str, Tensor]:
         if batch.labels is None:
@@ -112,9 +116,7 @@ class Mosis(Segmenter):
         return label_loss(
             proposals,
             batch.labels,
-            lambda boxes: self.appearance.mask_logits(proposals.mask_features, boxes),
-            centre_reach=self.appearance.centre_reach,
-            region_side=self.appearance.region_side,
+            self.appearance,
         )
 
     def _photometric_loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ NOT_SHAPING = {
     "tasks/process.py": "cores, threads and process signals",
     "tasks/pool.py": "spreads work, whose results do not depend on it",
     "tasks/tracking.py": "records what was done",
+    "tasks/versioning.py": "names the data for the record",
 }
 """Code that a stage uses and that cannot change its outputs: a change there re-runs nothing."""
 

@@ -13,13 +13,30 @@ from tasks.report.embed import Album
 from tasks.report.inputs import Inputs, read_inputs
 from tasks.report.words import count
 
+_INVISIBLE = dict.fromkeys(
+    [
+        *range(9),
+        11,
+        12,
+        *range(14, 32),
+        *range(127, 160),
+        0x61C,
+        0x200E,
+        0x200F,
+        *range(0x202A, 0x202F),
+        *range(0x2066, 0x206A),
+    ],
+    "\ufffd",
+)
+"""Control characters, those among them that turn the direction of writing: a name could make the page lie."""
+
 
 def write_report(workspace: Path, destination: Path) -> None:
     """Write destination/index.html from what `workspace` holds.
 
     Whatever is missing or broken is said in its section; only writing can fail, with StorageError.
     """
-    page = render(read_inputs(workspace), workspace)
+    page = render(read_inputs(workspace), workspace).translate(_INVISIBLE)
     with atomic_path(destination / "index.html") as temporary:
         # File names need not be Unicode: what UTF-8 cannot hold becomes a question mark.
         temporary.write_text(page, encoding="utf-8", errors="replace")
@@ -40,10 +57,12 @@ def _gather(inputs: Inputs, workspace: Path) -> dict[str, Any]:
     metrics, labels, params = inputs.metrics.value or {}, inputs.labels.value or {}, inputs.params.value
     album = Album()
     # In the order of what must not fall victim to the page's size.
+    evaluated, pictures = workspace / "outputs" / "evaluate", inputs.pictures.value
     galleries = {
-        kind: figures.hang_pictures(inputs, workspace, album, kind)
-        for kind in ("detections", "worst", "optical_flow", "labels")
+        kind: figures.hang_pictures(pictures, evaluated, album, kind)
+        for kind in ("detections", "worst", "optical_flow")
     }
+    galleries["labels"] = figures.hang_pictures(labels.get("pictures"), workspace / "outputs" / "labels", album)
     return {
         "inputs": inputs,
         "metrics": metrics,

@@ -12,7 +12,9 @@ from markupsafe import Markup
 WIDTH, HEIGHT = 340, 210
 _LEFT, _RIGHT, _TOP, _BOTTOM = 44, 10, 8, 34
 _PLOT_WIDTH, _PLOT_HEIGHT = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
-_TICKS = 4
+_TICKS = 5
+_LEAST_SPAN = 0.05
+"""Of an axis, as a share of its values."""
 MAX_POINTS = 240
 COLOURS = 4
 """Series of a chart that can be told apart."""
@@ -46,7 +48,8 @@ def line_chart(
     if not lines:
         return None
     x_low, x_high = _span([x for line in lines for x, _ in line.points], None)
-    y_low, y_high = _span([y for line in lines for _, y in line.means], y_range)
+    heights = [y for line in lines for _, y in line.means]
+    y_low, y_high = _span(heights, y_range or _from_zero(heights))
     frame = _Frame(x_low, x_high, y_low, y_high)
     body = Markup("").join([*_axes(frame, x_label), _plot(frame, lines)])
     svg = Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
@@ -120,14 +123,20 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def _span(values: Sequence[float], wanted: tuple[float, float] | None) -> tuple[float, float]:
-    """Low and high, never equal, and never so close that rounding would draw noise."""
+    """Low and high of an axis, never equal, and never so close that rounding would draw mountains."""
     if wanted is not None:
         return wanted
     low, high = min(values), max(values)
-    least = max(abs(low), abs(high), 1e-6) * 1e-3
+    least = max(abs(low), abs(high), 1e-6) * _LEAST_SPAN
     if high - low < least:
-        return low - least / 2, high + least / 2
+        low, high = (low + high - least) / 2, (low + high + least) / 2
     return low, high
+
+
+def _from_zero(values: Sequence[float]) -> tuple[float, float] | None:
+    """From zero where that costs no detail, so that half as high means half as much."""
+    low, high = min(values), max(values)
+    return (0.0, high) if 0 <= low < high / 2 else None
 
 
 def _thin(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -65,36 +65,36 @@ def chart_validation(validation: Table | None, split: str) -> list[Chart]:
 
 
 def chart_precision(curves: Table | None) -> list[Chart]:
-    """A chart for masks and one for boxes, a line for each IoU; curves without a kind share one chart."""
+    """A chart for masks and one for boxes, with a line for each IoU: curves are named mask_50, box_75 and so on."""
     if curves is None:
         return []
-    recall, precision = curves.numbers("recall"), curves.numbers("precision")
-    empty = [""] * len(curves)
-    kinds, ious = curves.columns.get("kind", empty), curves.columns.get("iou", empty)
+    names = [name.rpartition("_") for name in curves.columns.get("curve", [])]
+    points = list(zip(names, curves.numbers("recall"), curves.numbers("precision"), strict=False))
     charts = []
-    for kind in dict.fromkeys(kinds):
+    for kind in dict.fromkeys(kind for kind, _, _ in names):
         series = []
-        for iou in dict.fromkeys(iou for iou, its in zip(ious, kinds, strict=True) if its == kind):
-            rows = [i for i in range(len(curves)) if kinds[i] == kind and ious[i] == iou]
-            name = f"IoU {iou}" if iou else "precision"
-            series.append(Series(name, [recall[i] for i in rows], [precision[i] for i in rows]))
+        for percent in dict.fromkeys(percent for its, _, percent in names if its == kind):
+            line = [(recall, precision) for name, recall, precision in points if name == (kind, "_", percent)]
+            series.append(Series(f"IoU .{percent}", [recall for recall, _ in line], [height for _, height in line]))
         title = {"mask": "Masks", "box": "Boxes"}.get(kind, kind)
         charts.append(line_chart(title, series, x_label="recall", y_range=(0, 1)))
     return [chart for chart in charts if chart is not None]
 
 
-def hang_pictures(inputs: Inputs, workspace: Path, album: Album, kind: str) -> Gallery:
-    """The pictures of one kind that the evaluation chose."""
+def hang_pictures(entries: Any, folder: Path, album: Album, kind: str | None = None) -> Gallery:
+    """The pictures that a list of {"file", "kind", "caption", "clip_id", "frame"} names, of one kind or all.
+
+    folder: what the files' names are relative to, and where they must lie.
+    """
     gallery = Gallery()
-    folder = workspace / "outputs" / "evaluate"
     omitted = album.omitted
-    for entry in inputs.pictures.value or ():
-        if entry.get("kind") != kind or not isinstance(entry.get("file"), str):
+    for entry in entries if isinstance(entries, list) else ():
+        if not isinstance(entry, dict) or not isinstance(entry.get("file"), str):
             continue
-        if picture := album.embed(folder / entry["file"], folder):
+        if kind in (None, entry.get("kind")) and (picture := album.embed(folder / entry["file"], folder)):
             gallery.figures.append(Figure(picture, _caption(entry)))
     if album.omitted > omitted:
-        gallery.notes.append(f"{album.omitted - omitted} more are in outputs/evaluate/pictures.")
+        gallery.notes.append(f"{album.omitted - omitted} more are in {'/'.join(folder.parts[-2:])}.")
     return gallery
 
 
@@ -112,9 +112,4 @@ def _moment(name: str) -> str:
 
 
 def _caption(entry: Mapping[str, Any]) -> str:
-    caption = str(entry.get("caption") or "")
-    clip_id, frame = entry.get("clip_id"), entry.get("frame")
-    place = ", ".join([f"clip {clip_id}"] * bool(clip_id) + [f"frame {frame}"] * (frame is not None))
-    if not caption or str(clip_id) in caption:
-        return caption or place
-    return f"{caption} ({place})" if place else caption
+    return str(entry.get("caption") or f"clip {entry.get('clip_id')}, frame {entry.get('frame')}")

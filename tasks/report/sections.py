@@ -34,6 +34,7 @@ LABEL_FREE = {
     "empty_share": ("frames with none", share),
     "mean_score": ("mean score", figure),
     "coverage": ("of each frame covered", share),
+    "temporal_iou": ("mask IoU with the next frame", figure),
 }
 DROPPED = {
     "order": "timestamps that do not rise",
@@ -132,8 +133,8 @@ def describe_data(inputs: Inputs) -> Facts:
         frames, seconds = sum(clip.frames for clip in clips), sum(clip.seconds for clip in clips)
         sources = len({clip.source for clip in clips})
         rows.append(("clips", f"{count(len(clips))} from {count(sources)} source{'' if sources == 1 else 's'}"))
+        rows.append(("with ground truth", f"{count(sum(clip.truth for clip in clips))} of them"))
         rows.append(("frames", f"{count(frames)}, {duration(seconds)}"))
-        rows.append(("with ground truth", f"{count(sum(clip.truth for clip in clips))} clips"))
     if inputs.pairs.value is not None:
         splits = ", ".join(f"{split} {count(number)}" for split, number in sorted(inputs.pairs.value.items()))
         rows.append(("pairs", f"{count(sum(inputs.pairs.value.values()))}" + (f" ({splits})" if splits else "")))
@@ -147,13 +148,13 @@ def tabulate_dropped(inputs: Inputs) -> Grid:
 
 
 def tabulate_rejected(inputs: Inputs) -> Grid:
-    """Sources and clips that were set aside, and why."""
-    rejected = [(str(one.get("source", "")), str(one.get("reason", ""))) for one in inputs.rejected.value or ()]
-    unreadable = (inputs.dropped.value or {}).get("unreadable")
-    for one in unreadable if isinstance(unreadable, list) else ():
-        if isinstance(one, dict):
-            rejected.append((f"clip {one.get('clip_id', '')}", str(one.get("reason", ""))))
-    return _limit(["set aside", "why"], [[hide_secrets(source), hide_secrets(why)] for source, why in rejected])
+    """What any stage set aside, and why; a clip that several stages refused for one reason stands once."""
+    rows = [(str(one.get("source", "")), str(one.get("reason", ""))) for one in inputs.rejected.value or ()]
+    stages = ((inputs.dropped, "unreadable"), (inputs.metrics, "set_aside"), (inputs.labels, "set_aside"))
+    for piece, key in stages:
+        found = _list(piece.value or {}, key)
+        rows += [(f"clip {one.get('clip_id', '')}", str(one.get("reason", ""))) for one in found]
+    return _limit(["set aside", "why"], [[hide_secrets(cell) for cell in row] for row in dict.fromkeys(rows)])
 
 
 def tabulate_clips(inputs: Inputs) -> Grid:
@@ -182,10 +183,9 @@ def describe_labels(labels: Mapping[str, Any]) -> Facts:
 
 def tabulate_labelled_clips(labels: Mapping[str, Any]) -> Grid:
     """Counts per clip: `clips` is a list of mappings, or a mapping from clip id to one."""
-    clips = labels.get("clips")
-    if isinstance(clips, dict):
-        clips = [{"clip_id": key, **value} for key, value in clips.items() if isinstance(value, dict)]
-    rows = [clip for clip in clips if isinstance(clip, dict)] if isinstance(clips, list) else []
+    clips = _inner(labels, "clips")
+    rows = [{"clip_id": key, **value} for key, value in clips.items() if isinstance(value, dict)]
+    rows += _list(labels, "clips")
     keys = list(dict.fromkeys(key for row in rows for key in row))
     shown = [[hide_secrets(_show(row.get(key, ""))) for key in keys] for row in rows]
     return _limit([words(key) for key in keys], shown)
@@ -218,7 +218,7 @@ def describe_lineage(inputs: Inputs) -> Facts:
     summary = flatten({k: v for k, v in (inputs.train.value or {}).items() if k != "labels"})
     is_origin = ("run_id", "fingerprint", "sha256", "md5", "revision", "version")
     rows += [
-        (words(key), _show(value))
+        (words(key.replace(".", ", ")), _show(value))
         for key, value in summary.items()
         if value not in (None, "") and any(mark in key for mark in is_origin)
     ]
@@ -241,6 +241,11 @@ def _limit(head: list[str], rows: Sequence[list[str]]) -> Grid:
 def _inner(document: Mapping[str, Any], key: str) -> dict[str, Any]:
     value = document.get(key)
     return value if isinstance(value, dict) else {}
+
+
+def _list(document: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
+    value = document.get(key)
+    return [one for one in value if isinstance(one, dict)] if isinstance(value, list) else []
 
 
 def _show(value: Any) -> str:

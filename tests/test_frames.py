@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import pickle
 import shutil
 from pathlib import Path
 
@@ -127,6 +129,25 @@ def test_npy_grows_and_numpy_reads_it(tmp_path):
     np.testing.assert_array_equal(open_npy(tmp_path / "a.npy", np.int64, (2,)), expected)
     with pytest.raises(DataError, match="was expected"):
         open_npy(tmp_path / "a.npy", np.int32, (2,))
+
+
+class Trap:
+    """Unpickling this makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+def test_pickles_are_never_opened(tmp_path):
+    with (tmp_path / "a.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (0,)})
+        file.write(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(DataError):
+        open_npy(tmp_path / "a.npy", np.int64, ())
+    assert not (tmp_path / "sprung").exists()
 
 
 def frames_of(clip: int, count: int) -> np.ndarray:

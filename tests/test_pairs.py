@@ -144,11 +144,14 @@ def test_motion_is_measured(shift):
     assert PairJudge(LIMITS).measure_motion(before, after) == pytest.approx(shift, abs=1.0)
 
 
-def test_a_repeating_pattern_is_no_sweep():
-    """Stripes of 20 px, moved by 1: phase correlation alone could as well say 21."""
-    columns = np.arange(128)
-    before, after = (np.tile((columns + x) // 10 % 2 * 200, (128, 1)).astype(np.uint8) for x in (0, 1))
-    assert PairJudge(LIMITS).measure_motion(before, after) < 3
+@pytest.mark.parametrize("seed", range(4))
+def test_noise_and_repeating_patterns_are_no_sweep(seed):
+    """Phase correlation always names some shift; alone, it would call a dark noisy room or a fence fast."""
+    draw = Draw(seed)
+    stripes = [np.tile((np.arange(128) + x) // 10 % 2 * 100, (128, 1)) for x in (0, 1)]
+    for a, b in (stripes, (0, 0)):
+        before, after = ((picture + draw.array(60, 100, (128, 128))).astype(np.uint8) for picture in (a, b))
+        assert PairJudge(LIMITS).measure_motion(before, after) < 16
 
 
 def test_a_small_fast_object_is_no_fast_pair():

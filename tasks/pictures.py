@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -86,6 +86,26 @@ def detection_panels(frame: np.ndarray, found: Instances, truth: Instances | Non
     return side_by_side([enlarge(frame, scale), *painted])
 
 
+def flow_panels(frame: np.ndarray, fields: Sequence[np.ndarray]) -> np.ndarray:
+    """Frame | optical flow (H, W, 2) as colour | ..., all fields on one scale, that of the fastest motion."""
+    panels = 1 + len(fields)
+    speeds = [np.hypot(field[..., 0], field[..., 1]) for field in fields]
+    limit = max((float(np.nanmax(speed, initial=0)) for speed in speeds), default=0.0)
+    frames = [frame, *(flow_to_colour(field, max_motion=limit) for field in fields)]
+    scale = scale_for(frame.shape[1], panels)
+    return side_by_side([enlarge(shrink_to_panel(panel, [], panels)[0], scale) for panel in frames])
+
+
+def stack_rows(rows: Sequence[np.ndarray]) -> np.ndarray:
+    """Rows (h, w, 3) uint8 above each other with white gaps; narrower ones are padded with white."""
+    width = max(row.shape[1] for row in rows)
+    padded = [
+        np.pad(row, ((0, _GAP if index < len(rows) - 1 else 0), (0, width - row.shape[1]), (0, 0)), constant_values=255)
+        for index, row in enumerate(rows)
+    ]
+    return np.concatenate(padded)
+
+
 def shrink_to_panel(
     frame: np.ndarray, instances: Sequence[Instances], panels: int
 ) -> tuple[np.ndarray, list[Instances]]:
@@ -146,11 +166,6 @@ def write_jpeg(path: Path, picture: np.ndarray, *, quality: int = 88) -> None:
     assert done
     with atomic_path(path) as temporary:
         temporary.write_bytes(data.tobytes())
-
-
-def picture_entry(file: str, kind: str, caption: str, clip_id: str, frame: int) -> Mapping[str, object]:
-    """One row of pictures.json; `file` is relative to the folder of that list."""
-    return {"file": file, "kind": kind, "caption": caption, "clip_id": clip_id, "frame": frame}
 
 
 def _write_text(canvas: np.ndarray, text: str, corner: tuple[int, int]) -> None:

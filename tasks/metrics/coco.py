@@ -61,8 +61,16 @@ class CocoEvaluator:
         """Of the truth, over all images."""
         return len(self._truth)
 
-    def process(self, image_id: int, predictions: Instances, truth: Instances) -> list[RLE]:
-        """Add one image; both must be in the same pixels. Returns the predictions' masks, encoded, for further use.
+    def process(
+        self,
+        image_id: int,
+        predictions: Instances,
+        truth: Instances,
+        *,
+        prediction_rles: list[RLE] | None = None,
+        truth_rles: list[RLE] | None = None,
+    ) -> None:
+        """Add one image; both must be in the same pixels. Masks that the caller has encoded already are taken so.
 
         Raises ValueError where the sizes differ or the image was given before.
         """
@@ -71,10 +79,10 @@ class CocoEvaluator:
         if image_id in self._sizes:
             raise ValueError(f"image {image_id} was given twice")
         self._sizes[image_id] = truth.size
-        self._truth += _to_annotations(image_id, truth, encode_masks(truth.masks))
-        rles = encode_masks(predictions.masks)
+        truth_rles = encode_masks(truth.masks) if truth_rles is None else truth_rles
+        self._truth += _to_annotations(image_id, truth, truth_rles)
+        rles = encode_masks(predictions.masks) if prediction_rles is None else prediction_rles
         self._detections += _to_annotations(image_id, predictions, rles)
-        return rles
 
     def evaluate(self, *, score_cut: float | None = None) -> dict[Kind, Scores]:
         """{"mask": {...}, "box": {...}}; with a cut, of the detections that score at least so much."""

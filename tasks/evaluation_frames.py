@@ -1,0 +1,83 @@
+"""Which frames the evaluate stage looks at: those of a split with ground truth, else a sample of all clips."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tasks.clips import ClipEntry
+from tasks.errors import DataError
+from tasks.files import read_json
+from tasks.gallery import spread
+
+UNLABELLED_FRAMES = 240
+"""Looked at where there is no truth: enough for shares and means, and a minute's work on a CPU."""
+_SPLITS = ("train", "val", "test")
+
+
+@dataclass(frozen=True)
+class Choice:
+    """frames: the chosen indices of each clip, ascending. note: what a reader of the figures must know, or None."""
+
+    split: str
+    has_truth: bool
+    frames: list[tuple[ClipEntry, list[int]]]
+    note: str | None = None
+
+    @property
+    def images(self) -> int:
+        return sum(len(indices) for _, indices in self.frames)
+
+
+def read_splits(path: Path) -> dict[str, str]:
+    """clip_id -> split, as the pairs stage wrote it. Raises DataError."""
+    document = read_json(path)
+    if not isinstance(document, dict) or not all(split in _SPLITS for split in document.values()):
+        raise DataError(f"{path} does not name a split for each clip: run the pairs stage again (`dvc repro pairs`)")
+    return document
+
+
+def choose_frames(clips: Sequence[ClipEntry], splits: Mapping[str, str], wanted: str, max_images: int | None) -> Choice:
+    """Frames of the `wanted` split (or "all") that have truth; where it has none, of val, of train, of test; where
+    nothing has any, neighbouring frames from all over the clips.
+    """
+    known = [clip for clip in clips if clip.truth]
+    for split in dict.fromkeys((wanted, "val", "train", "test")):
+        chosen = [clip for clip in known if split in ("all", splits.get(clip.clip_id))]
+        if chosen:
+            note = f"the {wanted} split has no ground truth: these are scores of the {split} split"
+            return Choice(split, True, _thin(chosen, max_images), None if split == wanted else note)
+    note = "no clip has ground truth: nothing can be scored, label-free figures only"
+    return Choice("all", False, _neighbours(clips, max_images or UNLABELLED_FRAMES), note)
+
+
+def _thin(clips: Sequence[ClipEntry], max_images: int | None) -> list[tuple[ClipEntry, list[int]]]:
+    total = sum(clip.frames for clip in clips)
+    if max_images is None or total <= max_images:
+        return [(clip, list(range(clip.frames))) for clip in clips]
+    return _by_clip(clips, spread(total, max_images), [clip.frames for clip in clips])
+
+
+def _neighbours(clips: Sequence[ClipEntry], most: int) -> list[tuple[ClipEntry, list[int]]]:
+    """Evenly spaced frames, each with the one after it, so that consistency over time can be judged."""
+    starts = [max(clip.frames - 1, 1) for clip in clips]
+    chosen = _by_clip(clips, spread(sum(starts), max(1, most // 2)), starts)
+    both = [
+        (clip, sorted({i + step for i in found for step in (0, 1) if i + step < clip.frames})) for clip, found in chosen
+    ]
+    return [(clip, indices) for clip, indices in both if indices]
+
+
+def _by_clip(
+    clips: Sequence[ClipEntry], positions: Sequence[int], lengths: Sequence[int]
+) -> list[tuple[ClipEntry, list[int]]]:
+    """Positions in all clips laid end to end, as indices into each; clips without any are left out."""
+    found: list[tuple[ClipEntry, list[int]]] = []
+    offset = 0
+    for clip, length in zip(clips, lengths, strict=True):
+        indices = [position - offset for position in positions if offset <= position < offset + length]
+        offset += length
+        if indices:
+            found.append((clip, indices))
+    return found

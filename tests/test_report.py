@@ -356,6 +356,9 @@ def test_charts_survive_gaps_single_points_and_constants() -> None:
     constant = line_chart("t", [Series("a", [0, 1], [3, 3])], x_label="x")
     assert constant is not None
     assert "84" in constant.svg  # half way up
+    zero = line_chart("t", [Series("a", [0, 1], [0, 0])], x_label="x")
+    assert zero is not None
+    assert "e-" not in zero.svg
     many = line_chart("t", [Series("a", range(10_000), range(10_000), noisy=True)], x_label="x")
     assert many is not None
     assert max(points.count(",") for points in re.findall(r'points="([^"]*)"', many.svg)) == MAX_POINTS

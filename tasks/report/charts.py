@@ -65,7 +65,7 @@ class _Line:
         self.name, self.colour, self.noisy = series.name, colour, series.noisy
         finite = [(x, y) for x, y in zip(series.x, series.y, strict=True) if math.isfinite(x) and math.isfinite(y)]
         self.points = _thin(finite)
-        self.means = _smooth(self.points, max(1, len(self.points) // 24)) if series.noisy else self.points
+        self.means = _smooth(self.points, len(self.points) // 24) if series.noisy else self.points
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,9 @@ def _span(values: Sequence[float], wanted: tuple[float, float] | None) -> tuple[
     if wanted is not None:
         return wanted
     low, high = min(values), max(values)
-    least = max(abs(low), abs(high), 1e-6) * _LEAST_SPAN
+    if low == high == 0:
+        return 0.0, 1.0
+    least = max(abs(low), abs(high)) * _LEAST_SPAN
     if high - low < least:
         low, high = (low + high - least) / 2, (low + high + least) / 2
     return low, high

@@ -15,6 +15,7 @@ from tasks import params as parameters
 from tasks.clips import REJECTED, ClipEntry, open_clips
 from tasks.errors import DataError, MosisError
 from tasks.files import parse_json, read_json
+from tasks.frames import SPLITS
 from tasks.lineage import read_revisions
 from tasks.predict import read_resolved
 
@@ -158,7 +159,8 @@ def _count_pairs(path: Path) -> dict[str, int]:
         splits = pq.read_table(path, columns=["split"])["split"].to_pylist()
     except (pa.ArrowException, KeyError) as error:
         raise DataError(f"{path} is broken: {' '.join(str(error).split())[:120]}") from None
-    return dict(Counter(str(split) for split in splits))
+    counts = Counter(str(split) for split in splits)
+    return {split: counts[split] for split in (*SPLITS, *sorted(set(counts) - set(SPLITS))) if counts[split]}
 
 
 def _to_number(text: str) -> float:

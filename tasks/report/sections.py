@@ -136,7 +136,7 @@ def describe_data(inputs: Inputs) -> Facts:
         rows.append(("with ground truth", f"{count(sum(clip.truth for clip in clips))} of them"))
         rows.append(("frames", f"{count(frames)}, {duration(seconds)}"))
     if inputs.pairs.value is not None:
-        splits = ", ".join(f"{split} {count(number)}" for split, number in sorted(inputs.pairs.value.items()))
+        splits = ", ".join(f"{split} {count(number)}" for split, number in inputs.pairs.value.items())
         rows.append(("pairs", f"{count(sum(inputs.pairs.value.values()))}" + (f" ({splits})" if splits else "")))
     return Facts(rows)
 

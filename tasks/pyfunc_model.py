@@ -46,7 +46,9 @@ class MosisModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         self.model.load_state_dict(safetensors.torch.load_file(artifacts["weights"]), strict=True)
         self.model.to(self.device).to(memory_format=torch.channels_last).eval()
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    def predict(
+        self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
+    ) -> list[dict[str, Any]]:
         """Instances of each image, best score first, in the image's own pixels.
 
         model_input: (N, H, W, 3) uint8 RGB of any size, or one image (H, W, 3).
@@ -72,7 +74,7 @@ class MosisModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         return [to_plain(instances) for instances in predicted]
 
 
-def check_images(model_input: Any) -> np.ndarray:
+def check_images(model_input: np.ndarray) -> np.ndarray:
     """As (N, H, W, 3) uint8. Raises ValueError in one line for anything else."""
     images = np.asarray(model_input)
     if images.dtype != np.uint8:

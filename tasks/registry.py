@@ -16,6 +16,7 @@ from tasks.predict import read_resolved
 from tasks.training.checkpoint import digest_sources
 
 LOADER = Path(__file__).with_name("pyfunc_model.py")
+SOURCES = Path(models.__file__).parent
 _PACKAGES = ("mlflow", "numpy", "opencv-python", "pycocotools", "pyyaml", "safetensors", "torch", "torchvision")
 
 
@@ -38,11 +39,10 @@ def describe_package(workspace: Path) -> Package:
     if not weights.is_file():
         raise DataError(f"{weights} not found: run the train stage first (`dvc repro train`)")
     params, _ = read_resolved(resolved)
-    sources = Path(models.__file__).parent
     weights_sha256 = sha256_file(weights)
-    parts = (weights_sha256, sha256_file(resolved), digest_sources([sources]), sha256_file(LOADER))
+    parts = (weights_sha256, sha256_file(resolved), digest_sources([SOURCES]), sha256_file(LOADER))
     digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()
-    return Package(weights, resolved, sources, digest, weights_sha256, params.export.score_threshold)
+    return Package(weights, resolved, SOURCES, digest, weights_sha256, params.export.score_threshold)
 
 
 def copy_sources(package: Package, folder: Path) -> Path:

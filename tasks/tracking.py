@@ -187,6 +187,17 @@ def register(workspace: Path, *, alias: str = "champion") -> RegisteredVersion:
     return RegisteredVersion(version, f"models:/{REGISTERED_NAME}@{alias}", created)
 
 
+def find_champion(workspace: Path, *, alias: str = "champion") -> RegisteredVersion | None:
+    """The version that has the alias; None where there is none. Raises StorageError where MLflow cannot be reached."""
+    own_store = workspace / "mlruns" / "mlflow.db"
+    if not is_on() or not ("MLFLOW_TRACKING_URI" in os.environ or own_store.exists()):
+        return None
+    with service_errors(workspace):
+        versions = connect(workspace).search_model_versions(f"name = '{REGISTERED_NAME}'")
+    found = next((entry for entry in versions if alias in (entry.aliases or ())), None)
+    return RegisteredVersion(str(found.version), f"models:/{REGISTERED_NAME}@{alias}", created=False) if found else None
+
+
 def find_version(client: MlflowClient, digest: str) -> str | None:
     """The version that carries this package digest."""
     found = client.search_model_versions(f"name = '{REGISTERED_NAME}'")
@@ -289,28 +300,28 @@ def _create_version(client: MlflowClient, workspace: Path, package: registry.Pac
         "weights_sha256": package.weights_sha256,
         "package_sha256": package.digest,
     }
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        warnings.catch_warnings(action="ignore"),
-        _process_wide(tracking_uri(workspace)),
-        mlflow.start_run(run_id=run_id),
-    ):
-        logged = mlflow.pyfunc.log_model(
-            name=REGISTERED_NAME,
-            python_model=str(registry.LOADER),
-            artifacts={
-                "weights": str(package.weights),
-                "params": str(package.params),
-                "models": str(registry.copy_sources(package, Path(folder))),
-            },
-            pip_requirements=registry.requirements(),
-            signature=_signature(package.score_threshold),
+    with _process_wide(tracking_uri(workspace)):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            warnings.catch_warnings(action="ignore"),
+            mlflow.start_run(run_id=run_id),
+        ):
+            logged = mlflow.pyfunc.log_model(
+                name=REGISTERED_NAME,
+                python_model=str(registry.LOADER),
+                artifacts={
+                    "weights": str(package.weights),
+                    "params": str(package.params),
+                    "models": str(registry.copy_sources(package, Path(folder))),
+                },
+                pip_requirements=registry.requirements(),
+                signature=_signature(package.score_threshold),
+            )
+        if not client.search_registered_models(f"name = '{REGISTERED_NAME}'"):
+            client.create_registered_model(REGISTERED_NAME)
+        made = client.create_model_version(
+            REGISTERED_NAME, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
         )
-    if not client.search_registered_models(f"name = '{REGISTERED_NAME}'"):
-        client.create_registered_model(REGISTERED_NAME)
-    made = client.create_model_version(
-        REGISTERED_NAME, logged.model_uri, run_id=run_id, tags=tags, model_id=logged.model_id
-    )
     return str(made.version)
 
 

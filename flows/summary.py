@@ -8,40 +8,30 @@ import shutil
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
-from tasks import params, tracking, versioning
+from tasks import params, tracking, versioning, workspace
 from tasks.files import read_json
+from tasks.metrics.table import describe_scores, figure_table
 
 if TYPE_CHECKING:  # flows.pipeline imports Prefect, which `mosis status` can do without
     from flows.pipeline import PipelineRun, StageRun
 
-SCORES = ("AP50", "AP75", "AP", "AR100")
-_ROWS = {
-    "mask": "masks",
-    "box": "boxes",
-    "mask_at_cut": "masks, scores above the cut",
-    "box_at_cut": "boxes, scores above the cut",
-}
 _OUTCOMES = {"ran": "done", "restored": "restored from the cache", "unchanged": "unchanged, skipped"}
 
 
 def print_run(folder: Path, run: PipelineRun) -> None:
     """The summary of a finished run in the workspace `folder`, on standard output."""
     console = Console(highlight=False, soft_wrap=True)
-    metrics = _read(folder / "outputs" / "evaluate" / "metrics.json")
+    metrics = read_json(folder / "outputs" / "evaluate" / "metrics.json")
     console.print()
     console.print(stage_table(run.stages))
-    if metrics.get("images"):
-        console.print(score_table(metrics))
-    else:
-        console.print("No ground truth in these sources, so no AP; what can be said without it:")
-    console.print(pairs_table(metrics.get("label_free", {}), title="Detections, judged without labels"))
-    counts = _read(folder / "outputs" / "labels" / "summary.json")
-    console.print(pairs_table(_numbers(counts), title="Labels"))
+    console.print(*describe_scores(metrics), sep="\n")
+    counts = read_json(folder / "outputs" / "labels" / "summary.json")
+    console.print(figure_table("Labels", {name: counts[name] for name in ("images", "annotations", "tracks")}))
     model = run.model
     console.print(
         f"labels   {_shown(folder / 'outputs/labels/coco.json')}, {_shown(folder / 'outputs/labels/ytvis.json')}"
@@ -57,9 +47,12 @@ def print_status(folder: Path) -> None:
     """Which stages the next run would run, and the champion."""
     console = Console(highlight=False, soft_wrap=True)
     params.load(folder / "params.yaml")
+    workspace.refresh_code(folder)
     changed = versioning.changed_stages(folder)
     for stage in params.STAGES:
         console.print(f"{stage:<10}{'changed, will run' if stage in changed else 'unchanged'}")
+    champion = tracking.find_champion(folder)
+    console.print(f"champion  {champion.uri + ', version ' + champion.version if champion else 'none yet'}")
 
 
 def stage_table(stages: Iterable[StageRun]) -> Table:
@@ -70,27 +63,6 @@ def stage_table(stages: Iterable[StageRun]) -> Table:
     return table
 
 
-def score_table(metrics: dict[str, Any]) -> Table:
-    """COCO scores; a score with nothing to score is a dash."""
-    title = f"Class-agnostic COCO scores: {metrics.get('images')} images of the {metrics.get('split')} split"
-    table = Table("", title=title, title_justify="left")
-    for score in SCORES:
-        table.add_column(score, justify="right")
-    for key, name in _ROWS.items():
-        scores = metrics.get(key) or {}
-        table.add_row(name, *(_figure(scores.get(score)) for score in SCORES))
-    return table
-
-
-def pairs_table(values: dict[str, Any], *, title: str) -> Table:
-    table = Table(title=title, title_justify="left", show_header=False)
-    table.add_column()
-    table.add_column(justify="right")
-    for name, value in values.items():
-        table.add_row(name.replace("_", " "), _figure(value))
-    return table
-
-
 def next_commands(folder: Path) -> list[str]:
     """Three commands to try now, as they can be pasted into the shell that printed them."""
     mosis = _program("mosis")
@@ -98,7 +70,10 @@ def next_commands(folder: Path) -> list[str]:
         "import mlflow, numpy; model = mlflow.pyfunc.load_model('models:/mosis@champion'); "
         "print(model.predict(numpy.zeros((1, 128, 128, 3), numpy.uint8)))"
     )
-    load = f'MLFLOW_TRACKING_URI={shlex.quote(tracking.tracking_uri(folder))} {_program("python")} -c "{predict}"'
+    # A URI from the environment is there in the next command too, and may hold a password.
+    known = "MLFLOW_TRACKING_URI" in os.environ
+    store = "" if known else f"MLFLOW_TRACKING_URI={shlex.quote(tracking.tracking_uri(folder))} "
+    load = f'{store}{_program("python")} -c "{predict}"'
     return [f"xdg-open {_shown(folder / 'outputs/report/index.html')}", f"{mosis} run YOUR_VIDEO.mp4", load]
 
 
@@ -113,18 +88,3 @@ def _shown(path: Path) -> str:
     """Relative to where the person is, if below it: shorter, and it can be pasted."""
     here = Path(os.path.abspath("."))
     return shlex.quote(str(path.relative_to(here) if path.is_relative_to(here) else path))
-
-
-def _read(path: Path) -> dict[str, Any]:
-    document = read_json(path)
-    return document if isinstance(document, dict) else {}
-
-
-def _numbers(document: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in document.items() if isinstance(value, int | float) and value is not True}
-
-
-def _figure(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

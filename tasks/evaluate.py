@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from models.common.instances import Instances
 from tasks import tracking
@@ -24,6 +23,7 @@ from tasks.gallery import Gallery, WorstFrames, spread
 from tasks.metrics.coco import CocoEvaluator, Curve
 from tasks.metrics.label_free import LabelFreeEvaluator
 from tasks.metrics.matching import fit_frame
+from tasks.metrics.table import describe_scores
 from tasks.optical_flow import estimate_flow
 from tasks.params import EvaluateParams, Params
 from tasks.pictures import detection_panels, flow_panels
@@ -34,7 +34,6 @@ Predict = Callable[[Sequence[np.ndarray], float | None], list[Instances]]
 
 _FLOW_PICTURES = 4
 _WORST_PICTURES = 6
-_SHOWN = ("AP50", "AP75", "AP", "AR100")
 
 
 def run(params: Params, workspace: Path) -> None:
@@ -193,23 +192,5 @@ def write_curves(path: Path, curves: Sequence[Curve]) -> None:
 
 
 def print_scores(metrics: dict[str, Any]) -> None:
-    """The AP table for people, on standard output."""
-    console = Console(highlight=False, soft_wrap=True)
-    if metrics["note"]:
-        console.print(metrics["note"])
-    if metrics["images"]:
-        table = Table(title=f"{metrics['images']} images of the {metrics['split']} split", title_justify="left")
-        table.add_column()
-        for name in _SHOWN:
-            table.add_column(name, justify="right")
-        for kind, title in (("mask", "masks"), ("box", "boxes")):
-            table.add_row(title, *(_figure(metrics[kind][name]) for name in _SHOWN))
-            row = metrics[f"{kind}_at_cut"]
-            table.add_row(f"{title}, score {metrics['cut']} or more", *(_figure(row[name]) for name in _SHOWN))
-        console.print(table)
-    else:
-        console.print(", ".join(f"{name.replace('_', ' ')} {_figure(v)}" for name, v in metrics["label_free"].items()))
-
-
-def _figure(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
+    """The figures for people, on standard output."""
+    Console(highlight=False, soft_wrap=True).print(*describe_scores(metrics), sep="\n")

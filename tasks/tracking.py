@@ -193,9 +193,9 @@ def find_champion(workspace: Path, *, alias: str = "champion") -> RegisteredVers
     if not is_on() or not ("MLFLOW_TRACKING_URI" in os.environ or own_store.exists()):
         return None
     with service_errors(workspace):
-        versions = connect(workspace).search_model_versions(f"name = '{REGISTERED_NAME}'")
-    found = next((entry for entry in versions if alias in (entry.aliases or ())), None)
-    return RegisteredVersion(str(found.version), f"models:/{REGISTERED_NAME}@{alias}", created=False) if found else None
+        found = connect(workspace).search_registered_models(f"name = '{REGISTERED_NAME}'")
+    version = found[0].aliases.get(alias) if found else None
+    return RegisteredVersion(str(version), f"models:/{REGISTERED_NAME}@{alias}", created=False) if version else None
 
 
 def find_version(client: MlflowClient, digest: str) -> str | None:

@@ -18,11 +18,12 @@ from typing import Any
 import pytest
 import yaml
 
-from tasks import params, versioning, workspace
+from flows.cli import main
+from tasks import params, tracking, versioning, workspace
 from tasks.errors import MosisError, ParamsError, SourceError, StageError, StorageError
 from tasks.versioning import Outcome
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 BIN = Path(sys.executable).parent
 TINY = {
@@ -76,7 +77,7 @@ def finished(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("work") / "tiny"
     settings = [f"--set={key}={json.dumps(value)}" for key, value in TINY.items()]
     command = [BIN / "mosis", "run", "synthetic", "--workspace", folder, *settings]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=800)
     assert done.returncode == 0, done.stdout + done.stderr
     return Finished(folder, done.stdout, done.stderr)
 
@@ -130,6 +131,16 @@ def test_the_second_run_skips_everything_and_a_change_runs_what_comes_after_it(
     workspace.configure(finished.folder, {"export.score_threshold": 0.4})
     assert run(finished.folder)["export"] is Outcome.RESTORED
     assert (finished.folder / "outputs/labels/coco.json").read_bytes() == first
+
+
+def test_status_says_what_would_run_and_who_is_champion(
+    finished: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", str(finished.folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split() for line in lines[:5]] == [[stage, "unchanged"] for stage in params.STAGES]
+    assert lines[5:] == ["champion  models:/mosis@champion, version 1"]
+    assert tracking.find_champion(tmp_path) is None
 
 
 def test_registering_again_makes_no_second_version(finished: Finished, prefect_server: None) -> None:
@@ -232,8 +243,8 @@ def test_ctrl_c_in_a_terminal_ends_everything_at_once(tmp_path: Path, home: Path
 
 
 def read_until(terminal: int, condition: Any) -> str:
-    """What is printed until the condition holds or the program closes the terminal; fails after two minutes."""
-    shown, deadline = b"", time.monotonic() + 120
+    """What is printed until the condition holds or the program closes the terminal; fails after some minutes."""
+    shown, deadline = b"", time.monotonic() + 300
     while not condition():
         assert time.monotonic() < deadline, shown.decode()
         if select.select([terminal], [], [], 0.1)[0]:

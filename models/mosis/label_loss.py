@@ -20,10 +20,13 @@ from ..common.masks import crop_masks
 from .appearance import AnchorGrid, AppearanceNetwork, Proposals
 
 WEIGHTS = {"box": 2.0, "objectness": 1.0, "mask": 1.0, "dice": 1.0}
+"""Of each term in "total"."""
 POSITIVES_PER_LABEL = 10
+"""Most proposals that learn one label: several see more of a short training than one, and NMS leaves the best."""
 IGNORED_IOU = 0.6
 """Proposals that overlap a label this well without being chosen for it are no background either."""
 MASKS_PER_IMAGE = 16
+"""Most boxes of an image that masks are learnt in: twice as many cost a half more time a step."""
 JITTER = 0.15
 """Of label boxes before masks are learnt in them, share of the side: about the error of a fair predicted box."""
 
@@ -56,8 +59,11 @@ class MaskBoxes(NamedTuple):
     """Boxes to learn masks in, R of them, sorted by image."""
 
     image: Tensor
+    """(R,) int64."""
     boxes: Tensor
+    """(R, 4) float32 pixels."""
     label: Tensor
+    """(R,) int64, index into Targets: the label whose mask is to be found in the box."""
 
 
 def label_loss(proposals: Proposals, labels: Sequence[Instances], network: AppearanceNetwork) -> dict[str, Tensor]:

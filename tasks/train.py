@@ -68,7 +68,7 @@ def take_fingerprint(train: TrainParams, pairs: Path, device: torch.device) -> d
         "parameters": _digest(settings),
         "data": sha256_tree([pairs]),
         "code": digest_sources(sources),
-        "torch version": torch.__version__,
+        "torch version": str(torch.__version__),
         "device": device.type,
     }
 

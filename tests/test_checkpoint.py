@@ -117,7 +117,7 @@ def test_code_in_a_checkpoint_is_not_run(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_the_last_two_are_kept(tmp_path: Path) -> None:
-    checkpoints = Checkpoints(tmp_path / "new", {"params": "p"})
+    checkpoints = Checkpoints(tmp_path / "new", {"params": "p", "torch": torch.__version__})
     assert checkpoints.load().state is None
     for iteration in (5, 10, 100):
         checkpoints.save(State(iteration, {"w": torch.ones(2)}, {}, 1.5, ["iteration 5: x"]))

@@ -63,6 +63,8 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Any:
     folder = write_outputs(tmp_path_factory.mktemp("workspace"))
     write_metrics(folder)
     with pytest.MonkeyPatch.context() as patch:
+        # A copy, so that an edit of the code in the middle of the tests makes no other version.
+        patch.setattr(registry, "SOURCES", Path(shutil.copytree(registry.SOURCES, folder / "code" / "models")))
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.delenv("MOSIS_TRACKING", raising=False)
         assert tracking.register(folder) == tracking.RegisteredVersion("1", "models:/mosis@champion", created=True)

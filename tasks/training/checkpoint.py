@@ -56,7 +56,9 @@ class Checkpoints:
     def save(self, state: State) -> Path:
         """Write `state`, then drop all but the last two. Raises StorageError where the disk refuses."""
         path = self.folder / f"checkpoint-{state.iteration:08d}.pt"
-        document = {"format": FORMAT, "fingerprint": dict(self.fingerprint), **vars(state)}
+        # Plain strings: of a subclass (torch's own version is one) a weights-only load refuses the whole file.
+        fingerprint = {str(name): str(value) for name, value in self.fingerprint.items()}
+        document = {"format": FORMAT, "fingerprint": fingerprint, **vars(state)}
         with atomic_path(path) as temporary:
             _write(document, temporary)
         for old in self._paths()[KEPT:]:

@@ -154,7 +154,7 @@ def test_a_clone_pulls_the_same_data_and_has_nothing_to_do(finished: Finished, t
     folder, clone = finished.folder, tmp_path / "elsewhere" / "clone"
     identity = ["-c", "user.name=a", "-c", "user.email=a@b"]
     subprocess.run(["git", "add", "dvc.lock"], cwd=folder, check=True)
-    subprocess.run(["git", *identity, "commit", "--quiet", "-m", "run"], cwd=folder, check=True)
+    subprocess.run(["git", *identity, "commit", "--quiet", "--all", "-m", "run"], cwd=folder, check=True)
     versioning.push(folder)
     subprocess.run(["git", "clone", "--quiet", folder, clone], check=True)
     lock = (clone / "dvc.lock").read_bytes()

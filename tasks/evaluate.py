@@ -27,7 +27,7 @@ from tasks.metrics.table import describe_scores
 from tasks.optical_flow import estimate_flow
 from tasks.params import EvaluateParams, Params
 from tasks.pictures import detection_panels, flow_panels
-from tasks.predict import Predictor, predict_frames
+from tasks.predict import Predictor, predict_frames, shared_cores
 from tasks.progress import Progress
 
 Predict = Callable[[Sequence[np.ndarray], float | None], list[Instances]]
@@ -46,7 +46,8 @@ def run(params: Params, workspace: Path) -> None:
     predictor = Predictor.load(
         train / "weights.safetensors", train / "params.resolved.yaml", device=params.train.device
     )
-    metrics = evaluate(predictor, choice, settings, folder)
+    with shared_cores():
+        metrics = evaluate(predictor, choice, settings, folder)
     tracking.log_results(workspace, metrics, [folder / "metrics.json", folder / "curves.csv"], prefix="evaluate")
     print_scores(metrics)
 

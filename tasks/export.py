@@ -21,7 +21,7 @@ from tasks.gallery import Gallery, spread
 from tasks.linking import TrackLinker
 from tasks.params import ExportParams, Params
 from tasks.pictures import overlay, scale_for, shrink_to_panel, side_by_side, stack_rows
-from tasks.predict import Predictor, predict_frames, read_resolved
+from tasks.predict import Predictor, predict_frames, read_resolved, shared_cores
 from tasks.progress import Progress
 
 Predict = Callable[[Sequence[np.ndarray], float | None], list[Instances]]
@@ -48,7 +48,8 @@ def run(params: Params, workspace: Path) -> None:
         "model_version": sha256_file(weights)[:12],
         "thresholds": _thresholds(settings, getattr(trained.train, trained.train.method)),
     }
-    summary = export_labels(predictor, clips, outputs / "labels", settings, provenance)
+    with shared_cores():
+        summary = export_labels(predictor, clips, outputs / "labels", settings, provenance)
     write_report_page(workspace, outputs / "report")
     totals = {name: summary[name] for name in ("images", "annotations", "tracks")}
     files = [outputs / "report" / "index.html", outputs / "labels" / "summary.json"]

@@ -68,8 +68,10 @@ def side_by_side(panels: Sequence[np.ndarray], *, max_width: int = MAX_WIDTH) ->
 
 
 def scale_for(width: int, panels: int, *, max_width: int = MAX_WIDTH) -> int:
-    """How often to repeat each pixel of frames of this width, so that `panels` of them fill the picture: at least 1."""
-    return max(1, (max_width - (panels - 1) * _GAP) // (panels * width))
+    """How often to repeat each pixel of frames of this width, so that `panels` of them about fill the picture: at least
+    1. What comes out a little too wide is shrunk again by `side_by_side`.
+    """
+    return max(1, round((max_width - (panels - 1) * _GAP) / (panels * width)))
 
 
 def enlarge(image: np.ndarray, scale: int) -> np.ndarray:

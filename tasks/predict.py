@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -92,16 +93,35 @@ def predict_frames(
     batch_size: int,
     score_threshold: float | None = None,
 ) -> Iterator[tuple[int, np.ndarray, Instances]]:
-    """(index, frame, its instances) of one clip in the order of `indices`; the next frames are decoded meanwhile.
+    """(index, frame, its instances) of one clip in the order of `indices`.
 
-    Memory is bounded: large frames go through in smaller batches than `batch_size`.
+    One thread decodes and predicts ahead while the caller works on what it was given. Memory is bounded: large frames
+    go through in smaller batches than `batch_size`.
     """
     step = _frames_at_once(batch_size, reader.info.height * reader.info.width)
-    batches = [indices[start : start + step] for start in range(0, len(indices), step)]
-    decoded = prefetch(lambda i: [reader.frame(index) for index in batches[i]], 0, len(batches), depth=1)
-    with contextlib.closing(decoded):
-        for batch, frames in zip(batches, decoded, strict=True):
-            yield from zip(batch, frames, predictor(frames, score_threshold), strict=True)
+
+    def predict(batch: int) -> list[tuple[int, np.ndarray, Instances]]:
+        chosen = indices[batch * step : (batch + 1) * step]
+        frames = [reader.frame(index) for index in chosen]
+        return list(zip(chosen, frames, predictor(frames, score_threshold), strict=True))
+
+    with contextlib.closing(prefetch(predict, 0, math.ceil(len(indices) / step), depth=1)) as batches:
+        for batch in batches:
+            yield from batch
+
+
+@contextlib.contextmanager
+def shared_cores() -> Iterator[None]:
+    """Leave half the cores to what runs beside the network: decoding, linking, encoding.
+
+    On two cores that others use as well, torch's threads waiting for each other cost more than the arithmetic.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads // 2))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _frames_at_once(batch_size: int, pixels: int) -> int:

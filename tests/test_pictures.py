@@ -55,7 +55,7 @@ def test_panels_stand_side_by_side_and_shrink_to_the_widest_allowed() -> None:
         pictures.side_by_side([])
 
 
-@pytest.mark.parametrize(("size", "width"), [((64, 64), 584), ((1080, 1920), 638), ((1, 1), 638)])
+@pytest.mark.parametrize(("size", "width"), [((64, 64), 584), ((128, 128), 640), ((1080, 1920), 638), ((1, 1), 640)])
 def test_three_panels_fit_any_frame(size: tuple[int, int], width: int) -> None:
     frame = np.zeros((*size, 3), np.uint8)
     truth = one_pixel(0, 0, size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from clip_toy import find_orange, make_clip
+from conftest import moving_square
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -16,8 +19,9 @@ import models
 from models.common.instances import Instances
 from models.interface import Segmenter
 from tasks import params as parameters
+from tasks.clips import ClipReader
 from tasks.errors import DataError, ParamsError
-from tasks.predict import Predictor, choose_device
+from tasks.predict import Predictor, choose_device, predict_frames, shared_cores
 
 SIZE = (64, 96)
 # An untrained network is sure of nothing: without this all its masks are empty.
@@ -58,6 +62,47 @@ def test_threshold_is_the_methods_own_unless_given() -> None:
     dim = half_bright(16, 16, level=140)
     assert [len(f) for f in predictor([dim])] == [0]
     assert [len(f) for f in predictor([dim], 0.5)] == [1]
+
+
+def test_frames_of_a_clip_come_in_order_and_large_ones_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames = moving_square(7)
+    clip = make_clip(tmp_path, "a", frames)
+    batches: list[int] = []
+
+    def predict(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+        batches.append(len(frames))
+        return find_orange(frames, threshold)
+
+    def walk(indices: Sequence[int]) -> list[tuple[int, float]]:
+        batches.clear()
+        with ClipReader(clip.path) as reader:
+            found = list(predict_frames(predict, reader, indices, batch_size=3, score_threshold=0.5))
+            for index, frame, _ in found:
+                assert np.array_equal(frame, reader.frame(index))
+        return [(index, float(instances.boxes[0, 0])) for index, _, instances in found]
+
+    assert [index for index, _ in walk(range(7))] == list(range(7))
+    assert batches == [3, 3, 1]
+    assert [(index, round(left)) for index, left in walk([1, 2, 5, 6])] == [(1, 2), (2, 4), (5, 10), (6, 12)]
+    assert walk([]) == []
+    monkeypatch.setattr("tasks.predict._PIXELS_AT_ONCE", 2 * 48 * 64)
+    assert len(walk(range(7))) == 7
+    assert batches == [2, 2, 2, 1]
+
+
+def test_an_error_while_decoding_ahead_reaches_the_caller(tmp_path: Path) -> None:
+    clip = make_clip(tmp_path, "a", moving_square(4))
+    with ClipReader(clip.path) as reader, pytest.raises(IndexError):
+        list(predict_frames(find_orange, reader, [0, 9], batch_size=1))
+
+
+def test_half_the_cores_are_left_and_given_back() -> None:
+    before = torch.get_num_threads()
+    with shared_cores():
+        assert torch.get_num_threads() == max(1, before // 2)
+    assert torch.get_num_threads() == before
 
 
 def test_no_frames_give_no_answers() -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from tasks import params as parameters
 from tasks.errors import BusyError, MosisError, ParamsError, StorageError
 from tasks.files import storage_errors
-from tasks.process import die_with_parent, set_quiet_defaults, tune_allocator
+from tasks.process import die_with_parent, set_quiet_defaults, sleep_when_idle, tune_allocator
 
 LOCK = Path(".mosis", "stage.lock")
 _USES_NETWORKS = ("train", "evaluate", "export")
@@ -59,6 +59,7 @@ def _run(stage: str, workspace: Path) -> None:
     with lock_workspace(workspace, stage):
         if stage in _USES_NETWORKS:
             tune_allocator()
+            sleep_when_idle()
         importlib.import_module(f"tasks.{stage}").run(params, workspace)
 
 

@@ -138,7 +138,7 @@ class TrainParams:
     """A key of models.METHODS; its settings stand under the same name below."""
     iterations: PositiveInt = 800
     batch_size: PositiveInt = 16
-    learning_rate: PositiveFloat = 1.5e-3
+    learning_rate: PositiveFloat = 3e-3
     weight_decay: NonNegativeFloat = 1e-3
     warmup_iterations: NonNegativeInt = 50
     schedule: Literal["cosine", "constant"] = "cosine"

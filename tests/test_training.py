@@ -18,11 +18,13 @@ from tasks.errors import CollapseError, NothingLeftError
 from tasks.labels import LabelStore
 from tasks.training.augment import Augmentation, draw_augmentation, grey_table
 from tasks.training.batches import (
+    RawLabels,
     draw_indices,
     labelled_samples,
     make_batch,
     pair_samples,
     prefetch,
+    read_labels,
     torch_seed,
 )
 from tasks.training.collapse import CollapseWatch, describe, diagnose
@@ -256,7 +258,8 @@ def test_moves_take_frame_and_mask_alike_on_a_square_that_a_hand_can_check() -> 
         moved = augmentation.frames(frame)
         assert moved[row, column].tolist() == [30, 10, 20]
         assert (moved.sum(-1) > 0).sum() == 1
-        instances = augmentation.instances(Instances.from_masks(mask))
+        masks = augmentation.masks(mask.numpy())
+        (instances,) = RawLabels(masks, np.ones(1, np.float32), np.array([1])).to(torch.device("cpu"))
         assert instances.masks[0].nonzero().tolist() == [[row, column]]
         assert instances.boxes.tolist() == [[column, row, column + 1, row + 1]]
 
@@ -274,8 +277,7 @@ def test_every_draw_keeps_squares_under_their_masks_in_both_frames() -> None:
     for iteration in range(10):
         raw = make_batch(store, samples, labels, batch_size=4, seed=1, iteration=iteration, augment=True)
         assert raw.labels is not None
-        for frame, instances in zip(raw.frame_a, raw.labels, strict=True):
-            inside = instances.masks[0].numpy()
+        for frame, inside in zip(raw.frame_a, raw.labels.masks, strict=True):  # one square an image
             # Inversion swaps bright and dark; either way the square stands out by its whole contrast.
             assert abs(frame[inside].mean() - frame[~inside].mean()) > 80
             assert inside.sum() in {side * side for side in range(8, 13)}
@@ -294,10 +296,27 @@ def test_transposes_only_squares_and_draws_every_move() -> None:
     assert not any(draw_augmentation(rng, square=False).transpose for _ in range(50))
 
 
-def test_empty_labels_stay_empty() -> None:
-    augmentation = Augmentation(True, True, False, (0, 1, 2), IDENTITY)
-    assert augmentation.instances(Instances.empty(4, 6)).size == (6, 4)
-    assert len(augmentation.instances(Instances.empty(4, 4))) == 0
+def test_images_keep_their_own_labels_and_empty_masks_go() -> None:
+    masks = np.zeros((3, 4, 4), bool)
+    masks[0, 1:3, 0:2] = masks[2, 0, 3] = True  # the second is empty
+    labels = RawLabels(masks, np.array([0.5, 0.6, 0.7], np.float32), np.array([2, 0, 1]))
+    first, none, last = labels.to(torch.device("cpu"))
+    assert (first.boxes.tolist(), first.scores.tolist()) == ([[0, 1, 2, 3]], [0.5])
+    assert (len(none), none.size) == (0, (4, 4))
+    assert last.boxes.tolist() == [[3, 0, 4, 1]]
+    nothing = RawLabels(np.zeros((0, 4, 4), bool), np.zeros(0, np.float32), np.array([0, 0]))
+    assert [len(instances) for instances in nothing.to(torch.device("cpu"))] == [0, 0]
+
+
+def test_labels_are_read_in_the_order_of_the_rows() -> None:
+    _, labels = toy_store()
+    two = Instances.cat([labels[4], labels[9]])
+    some = LabelStore.from_items((SIDE, SIDE), [(4, two), (9, labels[9])])
+    found = read_labels(some, np.array([9, 5, 4, 9]))
+    assert found.counts.tolist() == [1, 0, 2, 1]
+    for instances, row in zip(found.to(torch.device("cpu")), (9, 5, 4, 9), strict=True):
+        assert torch.equal(instances.masks, some[row].masks)
+        assert torch.equal(instances.boxes, some[row].boxes)
 
 
 # ---- collapse

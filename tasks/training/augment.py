@@ -1,7 +1,7 @@
 """Augmentation of frames and masks: pure functions of a numpy Generator, exact on uint8.
 
 One draw serves every frame of a sample and its masks, so that they stay aligned and a pair keeps its motion up to the
-same flip or transpose. Boxes are not moved: they are taken anew from the masks.
+same flip or transpose. Boxes are not moved: they are taken anew from the moved masks.
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-
-from models.common.instances import Instances
 
 PERMUTE_SHARE = 0.5
 INVERT_SHARE = 0.25
@@ -43,14 +40,6 @@ class Augmentation:
     def masks(self, masks: np.ndarray) -> np.ndarray:
         """(N, H, W) -> the same moves without the colours."""
         return np.ascontiguousarray(self._move(masks, height_axis=1))
-
-    def instances(self, instances: Instances) -> Instances:
-        """Moves the masks and takes the boxes anew from them."""
-        if not len(instances):
-            height, width = instances.size
-            return Instances.empty(width, height) if self.transpose else instances
-        masks = torch.from_numpy(self.masks(instances.masks.numpy()))
-        return Instances.from_masks(masks, instances.scores, instances.track_ids)
 
     def _move(self, array: np.ndarray, *, height_axis: int) -> np.ndarray:
         x_axis = height_axis + 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from models.common.images import to_tensor
-from models.common.instances import Instances
+from models.common.instances import Instances, mask_extents
 from models.interface import Batch
 from tasks.errors import NothingLeftError
 from tasks.training.augment import draw_augmentation
@@ -44,25 +44,45 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class RawLabels:
+    """Labels of a batch in one piece: masks (M, H, W) bool, scores (M,) float32, counts (B,) of each image."""
+
+    masks: np.ndarray
+    scores: np.ndarray
+    counts: np.ndarray
+
+    def to(self, device: torch.device) -> list[Instances]:
+        """Boxes are the masks' extents; empty masks are dropped."""
+        kept = self.masks.any((1, 2))
+        image = np.repeat(np.arange(len(self.counts)), self.counts)[kept]
+        counts = np.bincount(image, minlength=len(self.counts)).tolist()
+        masks, scores = torch.from_numpy(self.masks[kept]).to(device), torch.from_numpy(self.scores[kept]).to(device)
+        fields = (mask_extents(masks).split(counts), scores.split(counts), masks.split(counts))
+        return [Instances(*parts) for parts in zip(*fields, strict=True)]
+
+
+@dataclass(frozen=True)
 class RawBatch:
-    """A batch as it was read: frames (B, H, W, 3) uint8, dt_s (B,) float32; frame_b is None where it is frame_a."""
+    """A batch as it was read: frames (B, H, W, 3) uint8, dt_s (B,) float32; frame_b is None where it is frame_a.
+
+    Numpy only: torch in the reading thread would bring a second team of workers onto the cores that train.
+    """
 
     frame_a: np.ndarray
     frame_b: np.ndarray | None
     dt_s: np.ndarray
-    labels: list[Instances] | None
+    labels: RawLabels | None
 
     def to(self, device: torch.device) -> Batch:
         frame_a = to_tensor(self.frame_a, device)
         frame_b = frame_a if self.frame_b is None else to_tensor(self.frame_b, device)
-        labels = None if self.labels is None else _move(self.labels, device)
+        labels = None if self.labels is None else self.labels.to(device)
         return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels)
 
 
 class Stager:
-    """Brings batches to the device: to a GPU ahead of time, in the thread that reads them and in a stream of its own.
-
-    On a CPU that waits for the main thread: torch in two threads would mean two teams of workers on the same cores.
+    """Brings batches to the device: to a GPU ahead of time, in the thread that reads them and in a stream of its own,
+    to a CPU in the main thread.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -140,11 +160,19 @@ def make_batch(
     rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
     single = bool((rows_a == rows_b).all())
     views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b))]
-    found = None if labels is None else [labels[int(row)] for row in rows_a]
+    found = None if labels is None else read_labels(labels, rows_a)
     if augment:
-        rng = np.random.default_rng((seed, _AUGMENT, iteration))
-        found = _augment(views, found, rng)
+        _augment(views, found, np.random.default_rng((seed, _AUGMENT, iteration)))
     return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found)
+
+
+def read_labels(labels: LabelStore, rows: np.ndarray) -> RawLabels:
+    """Labels of frames `rows` (B,), in that order."""
+    starts, stops = np.searchsorted(labels.rows, rows), np.searchsorted(labels.rows, rows, side="right")
+    index = np.concatenate([np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)])
+    height, width = labels.size
+    bits = np.unpackbits(labels.packed[index], axis=1, count=height * width)
+    return RawLabels(bits.reshape(-1, height, width).view(bool), np.array(labels.scores[index]), stops - starts)
 
 
 def prefetch(make: Callable[[int], T], start: int, stop: int, *, depth: int = 3) -> Generator[T, None, None]:
@@ -161,32 +189,22 @@ def prefetch(make: Callable[[int], T], start: int, stop: int, *, depth: int = 3)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _augment(
-    views: list[np.ndarray], labels: list[Instances] | None, rng: np.random.Generator
-) -> list[Instances] | None:
-    """Augment each sample's frames in place; returns its labels, moved alike."""
+def _augment(views: list[np.ndarray], labels: RawLabels | None, rng: np.random.Generator) -> None:
+    """Augment each sample's frames and masks alike, in place."""
     square = views[0].shape[1] == views[0].shape[2]
-    moved = []
+    ends = np.cumsum(labels.counts) if labels is not None else ()
     for sample in range(len(views[0])):
         augmentation = draw_augmentation(rng, square=square)
         for view in views:
             view[sample] = augmentation.frames(view[sample])
         if labels is not None:
-            moved.append(augmentation.instances(labels[sample]))
-    return None if labels is None else moved
+            own = slice(ends[sample] - labels.counts[sample], ends[sample])
+            labels.masks[own] = augmentation.masks(labels.masks[own])
 
 
 @lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(count)
-
-
-def _move(labels: list[Instances], device: torch.device) -> list[Instances]:
-    """All images' labels in one transfer a field, not one an image."""
-    counts = [len(instances) for instances in labels]
-    together = Instances.cat([Instances(i.boxes, i.scores, i.masks) for i in labels]).to(device)
-    parts = (together.boxes.split(counts), together.scores.split(counts), together.masks.split(counts))
-    return [Instances(*fields) for fields in zip(*parts, strict=True)]
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:

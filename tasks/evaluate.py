@@ -84,6 +84,8 @@ class Scoring:
         self.set_aside: list[dict[str, str]] = []
         self.images = 0
         flows = min(_FLOW_PICTURES, settings.pictures)
+        # Nothing below the cut is used where nothing is scored.
+        self.threshold = settings.score_floor if choice.has_truth else settings.score_cut
         self._shown = set(spread(choice.images, settings.pictures))
         self._shown_flows = set(spread(choice.images, flows))
 
@@ -100,7 +102,7 @@ class Scoring:
                     reader,
                     indices,
                     batch_size=self.settings.batch_size,
-                    score_threshold=self.settings.score_floor,
+                    score_threshold=self.threshold,
                 ):
                     self._add_frame(reader, index, frame, found, follows=previous == index - 1)
                     previous, done = index, done + 1

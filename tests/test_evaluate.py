@@ -96,7 +96,14 @@ def test_without_truth_the_scores_are_null_and_neighbours_are_looked_at(tmp_path
     clips = [make_clip(tmp_path, "a", moving_square(9)), make_clip(tmp_path, "b", moving_square(1))]
     choice = choose_frames(clips, {}, "test", None)
     assert not choice.has_truth
-    metrics = evaluate.evaluate(find_orange, choice, SETTINGS, tmp_path / "out")
+    thresholds = set()
+
+    def find(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+        thresholds.add(threshold)
+        return find_orange(frames, threshold)
+
+    metrics = evaluate.evaluate(find, choice, SETTINGS, tmp_path / "out")
+    assert thresholds == {SETTINGS.score_cut}, "what is not scored need not be predicted"
     assert (metrics["images"], metrics["instances"]) == (0, 0)
     assert set(metrics["mask"].values()) == {None}
     assert metrics["label_free"]["instances_per_frame"] == 1

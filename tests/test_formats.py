@@ -56,11 +56,12 @@ def ytvis_file() -> YtvisFile:
     return YtvisFile([video, Video(2, [], 8, 8)], [track], {"categories": [{"id": 1, "name": "object"}]})
 
 
-def test_masks_of_one_image_are_encoded_as_pycocotools_does() -> None:
-    masks = np.random.default_rng(0).random((3, 5, 7)) > 0.5
+@pytest.mark.parametrize("size", [(5, 7), (1, 6), (6, 1), (1, 1)])
+def test_masks_of_one_image_are_encoded_as_pycocotools_does(size: tuple[int, int]) -> None:
+    masks = np.random.default_rng(0).random((3, *size)) > 0.5
     rles = encode_masks(torch.from_numpy(masks))
     for rle, mask in zip(rles, masks, strict=True):
-        assert rle["size"] == [5, 7]
+        assert rle["size"] == list(size)
         assert isinstance(rle["counts"], str)
         assert np.array_equal(coco_mask.decode(rle), mask)
     assert mask_areas(rles).tolist() == masks.sum((1, 2)).tolist()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import cv2
 import numpy as np
+import torch
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -19,11 +21,9 @@ _MAX_POLYGON_POINTS = 100_000
 
 def encode_masks(masks: Tensor) -> list[RLE]:
     """(N, H, W) bool on any device -> N RLEs."""
-    if len(masks) == 0:
-        return []
-    # pycocotools wants (H, W, N) in Fortran order, which is (N, W, H) in C order read backwards.
-    columns_first = masks.to("cpu").transpose(1, 2).contiguous().numpy().astype(np.uint8)
-    return [_to_text(rle) for rle in coco_mask.encode(columns_first.transpose(2, 1, 0))]
+    # pycocotools goes down the columns: a transposed mask in C order is what it calls Fortran order, read backwards.
+    columns_first = (cv2.transpose(mask) for mask in masks.to("cpu", torch.uint8).numpy())
+    return [_to_text(coco_mask.encode(mask.T)) for mask in columns_first]
 
 
 def mask_areas(rles: list[RLE]) -> np.ndarray:

@@ -28,7 +28,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 BIN = Path(sys.executable).parent
 TINY = {
     "ingest.synthetic.videos": 3,
-    "ingest.synthetic.frames": 12,
+    "ingest.synthetic.frames": 8,
     "ingest.synthetic.height": 64,
     "ingest.synthetic.width": 64,
     "ingest.synthetic.radius": [6.0, 12.0],
@@ -42,6 +42,7 @@ TINY = {
     "train.validation_images": 4,
     "train.workers": 1,
     "evaluate.split": "all",
+    "evaluate.max_images": 8,
     "evaluate.pictures": 2,
     "evaluate.score_floor": 0.0,
 }
@@ -121,16 +122,11 @@ def test_no_wall_of_library_warnings(finished: Finished) -> None:
 def test_the_second_run_skips_everything_and_a_change_runs_what_comes_after_it(
     finished: Finished, prefect_server: None
 ) -> None:
-    first = (finished.folder / "outputs/labels/coco.json").read_bytes()
     assert set(run(finished.folder).values()) == {Outcome.UNCHANGED}
 
     workspace.configure(finished.folder, {"export.score_threshold": 0.9})
     after = run(finished.folder)
-    assert [stage for stage, outcome in after.items() if outcome is Outcome.RAN] == ["export"]
-
-    workspace.configure(finished.folder, {"export.score_threshold": 0.4})
-    assert run(finished.folder)["export"] is Outcome.RESTORED
-    assert (finished.folder / "outputs/labels/coco.json").read_bytes() == first
+    assert after == {**dict.fromkeys(params.STAGES, Outcome.UNCHANGED), "export": Outcome.RAN}
 
 
 def test_status_says_what_would_run_and_who_is_champion(
@@ -143,6 +139,7 @@ def test_status_says_what_would_run_and_who_is_champion(
     assert tracking.find_champion(tmp_path) is None
 
 
+@pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs' attempted")
 def test_registering_again_makes_no_second_version(finished: Finished, prefect_server: None) -> None:
     from flows.pipeline import register
 
@@ -179,6 +176,7 @@ def stub(folder: Path, command: str, sources: list[str]) -> Path:
     return folder
 
 
+@pytest.mark.filterwarnings("ignore:Logger 'prefect.task_runs' attempted")
 def test_a_source_behind_a_network_is_tried_again(
     tmp_path: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -115,6 +115,7 @@ def test_the_literal_objective_learns_from_pairs_and_needs_no_labels(workspace: 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_killed_stage_ends_with_the_same_weights_and_one_run(
     workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,7 +132,7 @@ def test_a_killed_stage_ends_with_the_same_weights_and_one_run(
     environment.pop("MLFLOW_TRACKING_URI", None)
     checkpoint = workspace / "outputs" / "train" / "checkpoint"
     with subprocess.Popen(command, cwd=workspace, env=environment, stderr=subprocess.PIPE) as stage:
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 400
         while not list(checkpoint.glob("checkpoint-0000001*.pt")):
             assert stage.poll() is None, stage.stderr and stage.stderr.read()
             assert time.monotonic() < deadline

@@ -137,12 +137,17 @@ def test_spread_is_even_and_never_too_much() -> None:
 
 
 def test_a_broken_clip_is_set_aside(tmp_path: Path) -> None:
-    good, bad = (lossless_clip(tmp_path, name, 4) for name in "ab")
+    good, bad = lossless_clip(tmp_path, "a", 6), lossless_clip(tmp_path, "b", 4)
     bad.path.write_bytes(b"PK")
     choice = choose_frames([good, bad], {good.clip_id: "test", bad.clip_id: "test"}, "test", None)
     metrics = evaluate.evaluate(find_orange, choice, SETTINGS, tmp_path / "out")
-    assert metrics["images"] == 4
+    assert metrics["images"] == 6
     assert [one["clip_id"] for one in metrics["set_aside"]] == ["b" * 16]
+    behind = choose_frames([bad, good], {good.clip_id: "test", bad.clip_id: "test"}, "test", None)
+    evaluate.evaluate(find_orange, behind, SETTINGS, tmp_path / "out")
+    pictures = json.loads((tmp_path / "out" / "pictures.json").read_text())
+    # Of the ten frames 1, 3, 6 and 8 were to be shown; the first four are the broken clip's.
+    assert [picture["frame"] for picture in pictures if picture["kind"] == "detections"] == [2, 4]
     alone = choose_frames([bad], {bad.clip_id: "test"}, "test", None)
     with pytest.raises(NothingLeftError, match="not a readable clip archive"):
         evaluate.evaluate(find_orange, alone, SETTINGS, tmp_path / "out")

@@ -16,6 +16,10 @@ from tasks.errors import MosisError, ParamsError, SourceError
 VIDEO_SIZE = (128, 224)
 """Training size (height, width) of a new workspace for one's own video: near 16:9, small enough for two cores."""
 
+EVERYTHING = {"pairs.train_share": 1.0, "pairs.val_share": 0.0, "evaluate.split": "all"}
+"""In a new workspace for one's own video: learn from all of it and look at all of it. Without labels nothing is chosen
+on held-out video, and videos kept out would only have worse masks."""
+
 _INTERRUPTED, _TERMINATED = 130, 143
 
 
@@ -96,7 +100,7 @@ def run_command(options: argparse.Namespace) -> None:
             print(f"{folder}: params.yaml changed")
     else:
         height, width = VIDEO_SIZE
-        defaults = {"pairs.height": height, "pairs.width": width, "evaluate.split": "all"}
+        defaults = {"pairs.height": height, "pairs.width": width, **EVERYTHING}
         workspace.init(folder, {**defaults, **settings})
         print(f"new workspace {folder}")
     return run_pipeline(folder)

@@ -18,7 +18,7 @@ class Batch:
 
     frame_a, frame_b: (B, 3, H, W) float32 RGB in [0, 1], frames t and t+1 of one clip each.
     dt: (B,) float32 seconds from a to b.
-    labels: per image of frame_a the instances to learn from (scores are confidences), or None where the
+    labels: per image of frame_a the instances to learn from (scores are weights in [0, 1]), or None where the
         objective needs none. Training labels come from a labeller or, for supervised twins, from ground truth.
     """
 

@@ -26,6 +26,7 @@ from tasks.training.batches import (
     prefetch,
     read_labels,
     torch_seed,
+    typical_confidence,
 )
 from tasks.training.collapse import CollapseWatch, describe, diagnose
 from tasks.training.loop import Hooks, autocast_dtype, fit
@@ -306,6 +307,22 @@ def test_images_keep_their_own_labels_and_empty_masks_go() -> None:
     assert last.boxes.tolist() == [[3, 0, 4, 1]]
     nothing = RawLabels(np.zeros((0, 4, 4), bool), np.zeros(0, np.float32), np.array([0, 0]))
     assert [len(instances) for instances in nothing.to(torch.device("cpu"))] == [0, 0]
+
+
+def test_labels_at_the_typical_confidence_count_in_full() -> None:
+    masks = torch.ones(3, 4, 4, dtype=torch.bool)
+    items = [(0, Instances.from_masks(masks, torch.tensor([0.1, 0.2, 0.6])))]
+    unsure, sure = (
+        LabelStore.from_items((4, 4), items),
+        LabelStore.from_items((4, 4), [(0, Instances.from_masks(masks))]),
+    )
+    assert typical_confidence(unsure) == pytest.approx(0.3)
+    weights = read_labels(unsure, np.array([0]), trusted=0.3).scores
+    np.testing.assert_allclose(weights, [1 / 3, 2 / 3, 1.0], rtol=1e-6)
+    assert read_labels(sure, np.array([0]), trusted=typical_confidence(sure)).scores.tolist() == [1, 1, 1]
+    assert typical_confidence(LabelStore.from_items((4, 4), [])) == 1
+    worthless = LabelStore.from_items((4, 4), [(0, Instances.from_masks(masks, torch.zeros(3)))])
+    assert typical_confidence(worthless) == 1
 
 
 def test_labels_are_read_in_the_order_of_the_rows() -> None:

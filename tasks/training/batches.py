@@ -154,25 +154,37 @@ def make_batch(
     seed: int,
     iteration: int,
     augment: bool,
+    trusted: float = 1.0,
 ) -> RawBatch:
-    """Batch number `iteration` of a run: read, augment, stack."""
+    """Batch number `iteration` of a run: read, augment, stack. trusted: see `read_labels`."""
     indices = draw_indices(len(samples), batch_size, seed=seed, iteration=iteration)
     rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
     single = bool((rows_a == rows_b).all())
     views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b))]
-    found = None if labels is None else read_labels(labels, rows_a)
+    found = None if labels is None else read_labels(labels, rows_a, trusted=trusted)
     if augment:
         _augment(views, found, np.random.default_rng((seed, _AUGMENT, iteration)))
     return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found)
 
 
-def read_labels(labels: LabelStore, rows: np.ndarray) -> RawLabels:
-    """Labels of frames `rows` (B,), in that order."""
+def typical_confidence(labels: LabelStore) -> float:
+    """Mean confidence of all labels, in (0, 1]; 1 where there are none."""
+    return float(np.mean(labels.scores, dtype=np.float64)) or 1.0 if len(labels.scores) else 1.0
+
+
+def read_labels(labels: LabelStore, rows: np.ndarray, *, trusted: float = 1.0) -> RawLabels:
+    """Labels of frames `rows` (B,), in that order.
+
+    trusted: confidence from which on a label counts in full, below it in proportion. A confidence ranks labels; as a
+    weight it stands against the background's, which is 1: where all labels are unsure, the network would learn that
+    nothing is an object.
+    """
     starts, stops = np.searchsorted(labels.rows, rows), np.searchsorted(labels.rows, rows, side="right")
     index = np.concatenate([np.arange(start, stop) for start, stop in zip(starts, stops, strict=True)])
     height, width = labels.size
     bits = np.unpackbits(labels.packed[index], axis=1, count=height * width)
-    return RawLabels(bits.reshape(-1, height, width).view(bool), np.array(labels.scores[index]), stops - starts)
+    weights = np.minimum(labels.scores[index] / np.float32(trusted), np.float32(1))
+    return RawLabels(bits.reshape(-1, height, width).view(bool), weights, stops - starts)
 
 
 def prefetch(make: Callable[[int], T], start: int, stop: int, *, depth: int = 3) -> Generator[T, None, None]:

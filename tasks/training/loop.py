@@ -20,7 +20,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.interface import Batch, Segmenter
-from tasks.training.batches import Stager, labelled_samples, make_batch, pair_samples, prefetch, torch_seed
+from tasks.training.batches import (
+    Stager,
+    labelled_samples,
+    make_batch,
+    pair_samples,
+    prefetch,
+    torch_seed,
+    typical_confidence,
+)
 from tasks.training.checkpoint import Checkpoints, State
 from tasks.training.collapse import CollapseWatch, PredictionStats, check_finite
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
@@ -98,6 +106,7 @@ def fit(
     make = partial(
         make_batch, store, samples, labels,
         batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment,
+        trusted=1.0 if labels is None else typical_confidence(labels),
     )  # fmt: skip
     with numerics(device):
         run = _Run(model, recipe, device, checkpoints, hooks or Hooks())

@@ -1,4 +1,8 @@
-"""Settings of the motion labeller; pixels are those of the frames it is given (training size)."""
+"""Settings of the motion labeller.
+
+Pixels are those of the frames it is given, at a shorter side of 128 or less; for larger frames lengths grow in
+proportion, and areas with their square.
+"""
 
 from __future__ import annotations
 
@@ -13,16 +17,18 @@ class MotionLabelsConfig:
     gaps: tuple[int, ...] = (1, 2, 4, 8)
     """Frame distances to choose from: the smallest at which something moves clearly is taken, frame by frame."""
     min_area: int = 40
-    """Smallest instance in pixels at training size."""
+    """Smallest instance in pixels."""
     max_area: float = 0.6
     """Largest instance as a share of the frame: beyond it the background, not an object, was fitted wrongly."""
     min_speed: float = 0.45
-    """Slowest motion against the background that counts, pixels per frame at a shorter side of 128."""
-    clear_motion: float = 3.0
-    """Residual motion at which a gap is long enough, pixels at a shorter side of 128."""
+    """Motion against the background that always counts, pixels per frame; over a quiet background slower counts too."""
+    clear_motion: float = 2.0
+    """Median motion of a region against the background at which a gap is long enough, pixels."""
     photometric_cap: float = 0.02
-    """Largest difference of colour error (grey levels of 1) that one pixel's vote may count."""
+    """Largest difference of colour error (the range of grey is 1) that one pixel's vote may count."""
     smoothness: float = 1.0
     """Weight of agreement with the neighbouring pixels against a pixel's own vote."""
-    window: int = 3
-    """Frames to each side whose votes are averaged along the optical flow; 0 uses each frame alone."""
+    window: int = 5
+    """Frames to each side whose labels are averaged along the optical flow; 0 uses each frame alone."""
+    min_track: int = 3
+    """Fewest frames in which an object has to be found for its labels to stand."""

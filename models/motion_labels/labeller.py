@@ -12,7 +12,7 @@ from .config import MotionLabelsConfig
 from .consensus import FrameVotes, agree, link, overlap, seen_from
 from .motion import FlowReader, find_shots
 from .proposals import propose
-from .refine import clean_mask, motion_costs, smooth_labels, votes_from_costs
+from .refine import blame_hiding, clean_mask, motion_costs, smooth_labels, votes_from_costs
 
 _SMALLEST_SIDE = 16
 _MOST_INSTANCES = 12
@@ -83,6 +83,8 @@ def _vote(
     if found is None:
         return FrameVotes.empty(frame, reader.size)
     costs = motion_costs(reader.frames, frame, found.motions, found.seeds)
+    if len(found.motions) == 1:
+        costs = blame_hiding(costs, found.seeds)
     votes = votes_from_costs(costs, found.seeds, config.photometric_cap, round(_REACH * scale))
     masks = _masks(votes, config, scale)
     rows = np.zeros(reader.size, np.int16)

@@ -8,6 +8,9 @@ import numpy as np
 from .background import Motion
 from .motion import warp
 
+_HIDDEN_FACTOR = 3.0
+_HIDDEN_ERROR = 0.02
+
 
 def motion_costs(frames: np.ndarray, frame: int, motions: list[Motion], seeds: np.ndarray) -> np.ndarray:
     """(K + 1, H, W) float32 colour error in [0, 1] of explaining each pixel by the background's motion (row 0) or by
@@ -32,6 +35,20 @@ def spread_motion(flow_uv: np.ndarray, seed: np.ndarray, sigma: float = 5.0) -> 
     weight = cv2.GaussianBlur(core.astype(np.float32), (0, 0), sigma)[..., None]
     total = cv2.GaussianBlur(np.where(core[..., None], flow_uv - middle, 0).astype(np.float32), (0, 0), sigma)
     return middle + total / (weight + 0.05)
+
+
+def blame_hiding(costs: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """`costs` with the pixels that no motion explains given to the background (row 0).
+
+    For frames with motion to one side only: what is not found again in the one other frame has been hidden there by an
+    object in front, so it lies behind. Unexplained is what errs by more than three times the usual error
+    within the seeds.
+    """
+    usual = np.median(costs[1:][seeds])
+    hidden = costs.min(0) > max(_HIDDEN_FACTOR * usual, _HIDDEN_ERROR)
+    costs = costs.copy()
+    costs[0][hidden] = 0
+    return costs
 
 
 def votes_from_costs(costs: np.ndarray, seeds: np.ndarray, cap: float, reach: int) -> np.ndarray:

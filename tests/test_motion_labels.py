@@ -1,0 +1,264 @@
+"""The motion labeller: what moves alone is labelled, and nothing else is."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from models.common.instances import Instances
+from models.motion_labels.background import Motion, border_parts, fit_homography, homography_flow
+from models.motion_labels.config import MotionLabelsConfig
+from models.motion_labels.consensus import UNKNOWN, FrameVotes, agree, link, overlap
+from models.motion_labels.labeller import label_clip
+from models.motion_labels.motion import FlowReader, find_shots
+from models.motion_labels.proposals import merge_seeds
+from models.motion_labels.refine import blame_hiding, clean_mask, smooth_labels, votes_from_costs
+
+CONFIG = MotionLabelsConfig()
+
+
+def textured(height: int, width: int, seed: int) -> np.ndarray:
+    """(height, width, 3) uint8: smooth noise with full contrast."""
+    noise = np.random.default_rng(seed).random((height, width, 3)).astype(np.float32)
+    noise = np.asarray(cv2.GaussianBlur(noise, (0, 0), 1.5), np.float32)
+    return (255 * (noise - noise.min()) / np.ptp(noise)).astype(np.uint8)
+
+
+def scene(
+    squares: list[tuple[int, int, int, int]], *, count: int = 5, size: tuple[int, int] = (64, 64), seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Frames (count, H, W, 3) uint8 over a background that pans 1 px a frame, and masks (D, count, H, W) bool.
+
+    squares: top, left, and motion per frame (down, right) of squares of 18 px each.
+    """
+    height, width = size
+    ground = textured(height, width + count, seed)
+    frames = np.stack([ground[:, t : t + width] for t in range(count)])
+    masks = np.zeros((len(squares), count, height, width), bool)
+    for number, (top, left, down, right) in enumerate(squares):
+        picture = textured(18, 18, seed + 10 + number)
+        for t in range(count):
+            place = np.s_[top + down * t : top + down * t + 18, left + right * t : left + right * t + 18]
+            frames[t][place] = picture
+            masks[number, t][place] = True
+    return frames, masks
+
+
+def iou(one: np.ndarray | torch.Tensor, other: np.ndarray) -> float:
+    one = np.asarray(one)
+    return float((one & other).sum() / (one | other).sum())
+
+
+def counts(labels: list[Instances]) -> list[int]:
+    return [len(part) for part in labels]
+
+
+def test_a_square_that_moves_alone_is_found_and_nothing_else() -> None:
+    frames, masks = scene([(20, 8, 0, 3)])
+    labels = label_clip(frames, CONFIG)
+    assert counts(labels) == [1] * 5
+    # The first and last frames have one neighbour only, so that what it hides cannot be told.
+    assert min(iou(labels[t].masks[0], masks[0, t]) for t in range(1, 4)) > 0.9
+    assert min(iou(labels[t].masks[0], masks[0, t]) for t in (0, 4)) > 0.75
+    assert {int(part.track_ids[0]) for part in labels if part.track_ids is not None} == {1}
+
+
+def test_two_squares_that_move_apart_are_two_with_an_identity_each() -> None:
+    frames, masks = scene([(6, 20, 0, 3), (38, 26, 0, -3)])
+    labels = label_clip(frames, CONFIG)
+    assert counts(labels) == [2] * 5
+    for t in range(5):
+        least = 0.8 if 0 < t < 4 else 0.75
+        assert all(max(iou(mask, masks[number, t]) for mask in labels[t].masks) > least for number in range(2))
+    first = labels[0].track_ids
+    assert first is not None
+    assert all(
+        sorted(part.track_ids.tolist()) == sorted(first.tolist()) for part in labels if part.track_ids is not None
+    )
+
+
+def test_touching_squares_with_opposite_motion_are_two() -> None:
+    frames, masks = scene([(13, 20, 0, 2), (31, 26, 0, -2)], size=(64, 72))
+    labels = label_clip(frames, CONFIG)
+    assert counts(labels)[1:4] == [2] * 3
+    assert all(max(iou(mask, masks[number, 2]) for mask in labels[2].masks) > 0.8 for number in range(2))
+
+
+@pytest.mark.parametrize("size", [(64, 64), (48, 96), (40, 33)])
+def test_a_pan_without_objects_has_no_labels(size: tuple[int, int]) -> None:
+    assert counts(label_clip(scene([], size=size)[0], CONFIG)) == [0] * 5
+
+
+def test_non_square_frames() -> None:
+    frames, masks = scene([(12, 10, 0, 3)], size=(48, 96))
+    labels = label_clip(frames, CONFIG)
+    assert labels[2].size == (48, 96)
+    assert iou(labels[2].masks[0], masks[0, 2]) > 0.9
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        np.repeat(textured(64, 64, 1)[None], 4, 0),
+        textured(64, 64, 1)[None],
+        np.full((4, 64, 64, 3), 128, np.uint8),
+        np.stack([np.full((64, 64, 3), grey, np.uint8) for grey in (0, 255, 0, 90)]),
+        np.random.default_rng(0).integers(0, 256, (4, 64, 64, 3), dtype=np.uint8),
+        np.zeros((3, 1, 1, 3), np.uint8),
+        np.random.default_rng(0).integers(0, 256, (2, 16, 700, 3), dtype=np.uint8),
+        np.random.default_rng(0).integers(0, 256, (2, 700, 16, 3), dtype=np.uint8),
+        np.zeros((0, 64, 64, 3), np.uint8),
+    ],
+    ids=["static", "one frame", "uniform", "flicker", "noise", "one pixel", "long", "tall", "no frame"],
+)
+def test_nothing_moves_so_there_is_no_label(frames: np.ndarray) -> None:
+    labels = label_clip(frames, CONFIG)
+    assert counts(labels) == [0] * len(frames)
+    assert all(part.size == frames.shape[1:3] for part in labels)
+
+
+def test_two_frames_are_enough() -> None:
+    frames, masks = scene([(20, 8, 0, 3)], count=2)
+    labels = label_clip(frames, CONFIG)
+    assert counts(labels) == [1, 1]
+    assert iou(labels[0].masks[0], masks[0, 0]) > 0.6
+
+
+def test_a_cut_makes_no_labels() -> None:
+    still = [np.repeat(textured(64, 64, seed)[None], 3, 0) for seed in (1, 2)]
+    assert find_shots(np.concatenate(still)) == [(0, 3), (3, 6)]
+    assert counts(label_clip(np.concatenate(still), CONFIG)) == [0] * 6
+
+
+def test_both_sides_of_a_cut_are_labelled_with_identities_of_their_own() -> None:
+    (before, first), (after, second) = scene([(20, 8, 0, 3)]), scene([(30, 40, 0, -3)], seed=50)
+    labels = label_clip(np.concatenate([before, after]), CONFIG)
+    assert counts(labels) == [1] * 10
+    assert iou(labels[4].masks[0], first[0, 4]) > 0.8
+    assert iou(labels[5].masks[0], second[0, 0]) > 0.8
+    assert labels[4].track_ids != labels[5].track_ids
+
+
+def test_labels_are_the_same_each_time_and_confidences_are_shares() -> None:
+    frames, _ = scene([(6, 20, 0, 3), (38, 26, 0, -3)])
+    one, two = label_clip(frames, CONFIG), label_clip(frames.copy(), CONFIG)
+    for a, b in zip(one, two, strict=True):
+        assert torch.equal(a.masks, b.masks)
+        assert torch.equal(a.scores, b.scores)
+        assert ((a.scores > 0) & (a.scores <= 1)).all()
+
+
+@pytest.mark.parametrize("window", [0, 1])
+def test_short_windows(window: int) -> None:
+    frames, masks = scene([(20, 8, 0, 3)])
+    labels = label_clip(frames, MotionLabelsConfig(window=window))
+    assert counts(labels) == [1] * 5
+    assert iou(labels[2].masks[0], masks[0, 2]) > 0.9
+
+
+def test_size_limits() -> None:
+    frames, _ = scene([(20, 8, 0, 3)])
+    assert counts(label_clip(frames, MotionLabelsConfig(min_area=400))) == [0] * 5
+    assert counts(label_clip(frames, MotionLabelsConfig(max_area=0.05))) == [0] * 5
+
+
+def test_other_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        label_clip(np.zeros((4, 64, 64, 3), np.float32), CONFIG)
+    with pytest.raises(ValueError, match=r"\(T, H, W, 3\)"):
+        label_clip(np.zeros((4, 64, 64), np.uint8), CONFIG)
+
+
+def test_flow_points_from_start_to_end_and_chains() -> None:
+    ground = textured(64, 80, 3)
+    reader = FlowReader(np.stack([ground[:, 2 * t : 2 * t + 64] for t in range(4)]))
+    middle = np.s_[16:48, 16:48]
+    assert np.allclose(np.median(reader.between(0, 2)[middle], (0, 1)), (-4, 0), atol=0.2)
+    assert np.allclose(np.median(reader.chain(3, 0)[middle], (0, 1)), (6, 0), atol=0.3)
+
+
+def test_background_is_fitted_under_a_moving_quarter() -> None:
+    truth = homography_flow(np.array([[1.01, 0, 2], [0, 1, -1], [0, 0, 1]]), (64, 64))
+    flow_uv = truth.copy()
+    flow_uv[:32, :32] += 8
+    fitted = fit_homography(flow_uv, 0.25)
+    assert fitted is not None
+    assert np.abs(fitted - truth).max() < 0.05
+    noise = np.random.default_rng(0).normal(0, 20, (64, 64, 2)).astype(np.float32)
+    assert fit_homography(noise, 0.25) is None
+
+
+def test_only_large_parts_along_the_border_are_background() -> None:
+    mask = np.zeros((64, 64), bool)
+    mask[44:] = True
+    mask[10:30, 20:40] = True
+    (part,) = border_parts(mask)
+    assert part[50:].all()
+    assert not part[10:30].any()
+
+
+def test_votes_prefer_the_motion_with_less_error_within_reach() -> None:
+    seeds = np.zeros((1, 20, 40), bool)
+    seeds[0, 5:15, 5:15] = True
+    costs = np.stack([np.full((20, 40), 0.3), np.full((20, 40), 0.1)]).astype(np.float32)
+    labels = smooth_labels(votes_from_costs(costs, seeds, 0.02, 3), 1.0)
+    assert (labels[5:15, 5:15] == 1).all()
+    assert (labels[:, 20:] == 0).all()
+
+
+def test_what_no_motion_explains_lies_behind() -> None:
+    seeds = np.array([[[True, True, False, False]]])
+    costs = np.array([[[0.3, 0.3, 0.2, 0.01]], [[0.01, 0.01, 0.2, 0.3]]], np.float32)
+    assert blame_hiding(costs, seeds)[0].tolist() == np.array([[0.3, 0.3, 0, 0.01]], np.float32).tolist()
+
+
+def test_clean_mask_fills_holes_and_keeps_the_largest_part() -> None:
+    mask = np.zeros((10, 10), bool)
+    mask[1:6, 1:6] = True
+    mask[3, 3] = False
+    mask[8, 8] = True
+    expected = np.zeros((10, 10), bool)
+    expected[1:6, 1:6] = True
+    assert (clean_mask(mask) == expected).all()
+    assert not clean_mask(np.zeros((4, 4), bool)).any()
+
+
+def test_link_takes_each_track_once_and_numbers_the_rest() -> None:
+    rows = np.array([[1, 1, 1, 0, 2, 2, 3, 3]])
+    past = np.array([[7, 7, 7, 0, 7, 0, UNKNOWN, UNKNOWN]])
+    assert link(rows, 3, [past], 9) == [7, 9, 10]
+    older = np.array([[0, 0, 0, 0, 4, 4, 0, 0]])
+    assert link(rows, 3, [past, older], 9) == [7, 4, 9]
+    assert link(np.zeros((2, 2), int), 0, [], 1) == []
+
+
+def test_overlap_counts_known_pixels_alone() -> None:
+    mask = np.array([True, True, True, False])
+    assert overlap(mask, np.array([5, 5, UNKNOWN, 5]), 5) == pytest.approx(2 / 3)
+    assert overlap(mask, np.full(4, UNKNOWN), 5) == 0
+
+
+def test_a_track_that_one_frame_misses_is_taken_up_again() -> None:
+    track = np.zeros((6, 6), np.int16)
+    track[1:5, 1:5] = 1
+    around = [FrameVotes(t, np.zeros((2, 6, 6), np.float32), track, [4]) for t in (0, 2)]
+    seen = [np.array([0, 4])[track]] * 2
+    votes, ids = agree(FrameVotes.empty(1, (6, 6)), around, seen)
+    assert ids == [4]
+    assert (votes.argmin(0) == track).all()
+    # Seen on one side only: it may have left.
+    assert agree(FrameVotes.empty(1, (6, 6)), around[:1], seen[:1])[1] == []
+
+
+def test_rigid_things_stay_apart_and_limbs_join() -> None:
+    seeds = np.zeros((2, 20, 30), bool)
+    seeds[0, 5:15, 2:14], seeds[1, 5:15, 16:28] = True, True
+    still, telling = np.zeros((20, 30, 2), np.float32), np.ones((20, 30), bool)
+    rigid = np.where(seeds[0][..., None], (3, 0), (0, 3)).astype(np.float32)
+    assert len(merge_seeds(seeds, [Motion(1, rigid, still, telling)], 0.7)) == 2
+    bending = np.zeros((20, 30, 2), np.float32)
+    bending[..., 0] = np.linspace(1, 5, 30)
+    assert len(merge_seeds(seeds, [Motion(1, bending, still, telling)], 0.1)) == 1
+    assert len(merge_seeds(seeds[:0], [Motion(1, rigid, still, telling)], 0.7)) == 0

@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-QUICK := decode pairs train_step coco_eval quality orchestration
+QUICK := motion_labels decode pairs train_step coco_eval quality orchestration
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench repro lock clean

@@ -89,7 +89,7 @@ class Instances:
 
 
 def mask_extents(masks: Tensor) -> Tensor:
-    """Tight boxes of bool masks: (N, H, W) -> (N, 4) float32 x1 y1 x2 y2, exclusive edges; zeros where a mask is empty."""
+    """Tight boxes of bool masks (N, H, W): (N, 4) float32 x1 y1 x2 y2, exclusive edges; zeros where a mask is empty."""
     n, height, width = masks.shape
     boxes = torch.zeros(n, 4, device=masks.device)
     if n == 0:

@@ -168,13 +168,21 @@ def absolute_source(source: str) -> str:
     path = Path(source).expanduser()
     if not path.exists():
         raise SourceError(f"{source}: no such file or folder: give videos, folders of videos or images, or URLs")
-    return str(path.resolve())
+    absolute = str(path.resolve())
+    if not _is_utf8(absolute):
+        raise SourceError(f"{source!a}: its name is not UTF-8, so params.yaml cannot hold it: rename it")
+    return absolute
+
+
+def _is_utf8(text: str) -> bool:
+    """Names that are no UTF-8 come from the operating system with lone surrogates in them."""
+    return text.encode(errors="replace").decode() == text
 
 
 def parse_size(text: str) -> tuple[int, int]:
     """`128x224` -> (128, 224), height first."""
     height, times, width = text.lower().partition("x")
-    if not (times and height.isdigit() and width.isdigit()):
+    if not (times and height.isdecimal() and width.isdecimal()):
         raise argparse.ArgumentTypeError(f"{text!r}: write HEIGHTxWIDTH, for example 128x224")
     return int(height), int(width)
 

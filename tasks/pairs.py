@@ -181,7 +181,8 @@ def _check_left(prepared: list[_Prepared], unreadable: dict[str, str], total: in
             ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count) or "no two frames in a clip"
         )
         raise NothingLeftError(
-            f"no pair of frames is left of {total} clips, dropped: {counts}: see `pairs` in params.yaml"
+            f"no pair of frames is left of {total} clips, dropped: {counts}: give video in which things move, "
+            "or relax the limits of `pairs` in params.yaml"
         )
 
 

@@ -22,6 +22,7 @@ STAGES = ("ingest", "pairs", "train", "evaluate", "export")
 
 PositiveInt = Annotated[int, Field(gt=0)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -43,7 +44,7 @@ class SyntheticParams:
     height: Annotated[int, Field(ge=32, le=4096)] = 128
     width: Annotated[int, Field(ge=32, le=4096)] = 128
     rate_hz: PositiveFloat = 24.0
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     shapes: tuple[Shape, ...] = ("circle", "square", "triangle", "pentagon", "hexagon", "star")
     objects: tuple[NonNegativeInt, NonNegativeInt] = (1, 5)
     """Fewest and most objects in a video."""
@@ -158,7 +159,7 @@ class TrainParams:
     """Fail after this many degenerate validations in a row."""
     workers: NonNegativeInt = 0
     """Processes for the labeller; 0 takes one per core."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     mosis: MosisConfig = field(default_factory=MosisConfig)
     motion_labels: MotionLabelsConfig = field(default_factory=MotionLabelsConfig)
 

@@ -20,7 +20,10 @@ Overrides = Mapping[str, Any]
 
 def override(text: str, overrides: Overrides, *, name: str) -> str:
     """The YAML `text` with dotted keys set and its comments kept. Raises ParamsError where it is not valid then."""
-    read_mapping(text, name)
+    plain = read_mapping(text, name)
+    for key, value in overrides.items():
+        _set(plain, key, value, name)
+    params.parse(plain, name=name)  # before the editor, which writes some wrong values (an empty list) as broken YAML
     editor = YAML()
     editor.Representer = _Representer
     editor.width = 120

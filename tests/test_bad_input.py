@@ -175,6 +175,22 @@ def test_the_command_does_the_good_files_and_says_what_it_set_aside(workspace: P
     assert sorted(path.suffix for path in (workspace / "data/clips").iterdir()) == [".jsonl", ".parquet", ".zip"]
 
 
+def test_names_of_any_bytes_spoil_no_line_and_no_other_file(workspace: Path) -> None:
+    folder = workspace / "input"
+    folder.mkdir()
+    write_video(folder / "good.mp4", moving_square(5))
+    for index, name in enumerate([b"new\nline.mp4", b"; rm -rf ~.mp4", b"\xff.mp4"]):
+        write_video(folder / os.fsdecode(name), moving_square(6 + index))
+    (folder / "bad\x1b\n.mp4").write_bytes(b"")
+    write_params(workspace, {"ingest": {"sources": ["input"], "workers": 1}})
+    done = command(workspace)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert "input/bad\\x1b\\n.mp4: is empty" in done.stdout
+    sources = {clip.source for clip in open_clips(workspace / "data/clips")}
+    assert sources == {"input/good.mp4", "input/new\\nline.mp4", "input/; rm -rf ~.mp4", "input/\\udcff.mp4"}
+
+
 @pytest.mark.parametrize(
     ("document", "code", "expected"),
     [

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -28,6 +29,14 @@ def test_a_missing_source_is_named_before_a_workspace_is_made(
     assert main(["run", "there.mp4", "nowhere.mp4"]) == 1
     assert "nowhere.mp4: no such file" in failure(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["there.mp4"]
+
+
+def test_a_name_that_params_yaml_cannot_hold_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = os.fsdecode(b"\xff.mp4")
+    (tmp_path / name).touch()
+    assert main(["run", name]) == 1
+    assert "its name is not UTF-8" in failure(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 @pytest.mark.parametrize("verb", [["init", "new"], ["run", "synthetic", "--workspace", "new"]])
@@ -73,6 +82,6 @@ def test_a_traceback_shows_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_sizes_are_height_first() -> None:
     assert parse_size("128x224") == (128, 224)
-    for text in ("128", "128x", "axb", "128x224x3", "-1x2", ""):
+    for text in ("128", "128x", "axb", "128x224x3", "-1x2", "", "²x64"):
         with pytest.raises(argparse.ArgumentTypeError):
             parse_size(text)

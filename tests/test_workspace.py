@@ -105,6 +105,14 @@ def test_override_of_an_empty_document_and_of_null() -> None:
         override("train:\n  iterations: 5\n", {"train.iterations.more": 1}, name="p")
 
 
+def test_an_override_is_refused_for_its_value_and_not_for_how_that_would_be_written() -> None:
+    text = "ingest:\n  sources:             # or paths\n  - a.mp4\n  rate_hz: null\n"
+    with pytest.raises(ParamsError, match="sources: tuple should have at least 1 item"):
+        override(text, {"ingest.sources": []}, name="p")
+    with pytest.raises(ParamsError, match=r"train\.seed: input should be less than"):
+        override(text, {"train.seed": 2**64}, name="p")
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

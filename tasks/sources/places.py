@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 import tempfile
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,8 +38,17 @@ class Place:
 
 
 def hide_credentials(url: str) -> str:
-    """The URL without user, password, query and fragment, in every part of a chained one; local paths stay."""
-    return "::".join(_hide_in_part(part) for part in url.split("::"))
+    """The URL without user, password, query and fragment, in every part of a chained one; local paths stay.
+
+    Characters that would break a line, a terminal or a UTF-8 file (a name may hold any bytes) become escapes.
+    """
+    return escape_unprintable("::".join(_hide_in_part(part) for part in url.split("::")))
+
+
+def escape_unprintable(text: str) -> str:
+    """Control characters, line separators and bytes that are no UTF-8 as in a Python literal; all else stays."""
+    broken = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in broken else c for c in text)
 
 
 def list_files(url: str) -> list[Place]:
@@ -130,7 +140,7 @@ def _place_below(url: str, filesystem: Any, root: str, name: str) -> Place:
     """Local files are shown below what the user wrote, so that a clip's source reads as they know it."""
     if isinstance(filesystem, LocalFileSystem):
         relative = name.removeprefix(root).lstrip("/")
-        return Place(f"{url.rstrip('/')}/{relative}", name)
+        return Place(escape_unprintable(f"{url.rstrip('/')}/{relative}"), name)
     full = filesystem.unstrip_protocol(name)
     chained = url.partition("::")[2]
     full = f"{full}::{chained}" if chained else full

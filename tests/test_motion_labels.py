@@ -11,7 +11,7 @@ from models.common.instances import Instances
 from models.motion_labels.background import Motion, border_parts, fit_homography, homography_flow
 from models.motion_labels.config import MotionLabelsConfig
 from models.motion_labels.consensus import UNKNOWN, FrameVotes, agree, link, overlap
-from models.motion_labels.labeller import label_clip
+from models.motion_labels.labeller import label_clip, weigh_by_length
 from models.motion_labels.motion import FlowReader, find_shots
 from models.motion_labels.proposals import merge_seeds
 from models.motion_labels.refine import blame_hiding, clean_mask, smooth_labels, votes_from_costs
@@ -158,6 +158,22 @@ def test_short_windows(window: int) -> None:
     assert iou(labels[2].masks[0], masks[0, 2]) > 0.9
 
 
+def test_objects_seen_in_few_frames_are_dropped_and_trusted_less() -> None:
+    def label(*tracks: int) -> Instances:
+        masks = torch.ones(len(tracks), 4, 4, dtype=torch.bool)
+        return Instances.from_masks(masks, torch.ones(len(tracks)), torch.tensor(tracks))
+
+    weighed = weigh_by_length([label(1, 2), label(1, 3), label(1, 3), Instances.empty(4, 4)], min_track=2)
+    assert [part.track_ids.tolist() for part in weighed if part.track_ids is not None] == [[1], [1, 3], [1, 3]]
+    assert weighed[1].scores.tolist() == pytest.approx([3 / 9, 2 / 8])
+    assert len(weighed[3]) == 0
+
+
+@pytest.mark.parametrize("size", [(16, 700), (700, 16)])
+def test_very_long_frames(size: tuple[int, int]) -> None:
+    assert counts(label_clip(scene([], count=3, size=size)[0], CONFIG)) == [0] * 3
+
+
 def test_size_limits() -> None:
     frames, _ = scene([(20, 8, 0, 3)])
     assert counts(label_clip(frames, MotionLabelsConfig(min_area=400))) == [0] * 5
@@ -231,6 +247,8 @@ def test_link_takes_each_track_once_and_numbers_the_rest() -> None:
     assert link(rows, 3, [past], 9) == [7, 9, 10]
     older = np.array([[0, 0, 0, 0, 4, 4, 0, 0]])
     assert link(rows, 3, [past, older], 9) == [7, 4, 9]
+    parted = np.array([[7, 7, 7, 7, 7, 7, 0, 0]])
+    assert link(np.array([[1, 1, 1, 2, 2, 2, 0, 0]]), 2, [parted], 9) == [9, 7]
     assert link(np.zeros((2, 2), int), 0, [], 1) == []
 
 

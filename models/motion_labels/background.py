@@ -15,7 +15,8 @@ _TOLERANCES = (0.25, 0.5, 1.0)
 _LAYER_TOLERANCE = (0.6, 0.27)
 """Pixels, and pixels per frame of distance, within which flow belongs to a further background layer."""
 _LAYER_ROUNDS = 3
-_LAYER_AREA = 0.04
+_LAYER_AREA = 0.1
+"""Least share of the frame of a background layer: anything smaller may be an object that the border cuts."""
 _LAYER_CONTACT = 1.0
 """A background layer runs along the frame's border for more than this times the root of its area."""
 _SEAM = 5

@@ -39,7 +39,7 @@ def label_clip(frames: np.ndarray, config: MotionLabelsConfig) -> list[Instances
     next_id = 1
     for shot in find_shots(frames):
         found, next_id = _label_shot(reader, shot, config, next_id)
-        labels += _weigh_by_length(found, min(config.min_track, shot[1] - shot[0] - 1))
+        labels += weigh_by_length(found, min(config.min_track, shot[1] - shot[0] - 1))
     return labels
 
 
@@ -119,7 +119,7 @@ def _masks(votes: np.ndarray, config: MotionLabelsConfig, scale: float) -> dict[
     return {row: mask for row, mask in masks.items() if low <= mask.sum() <= high}
 
 
-def _weigh_by_length(labels: list[Instances], min_track: int) -> list[Instances]:
+def weigh_by_length(labels: list[Instances], min_track: int) -> list[Instances]:
     """Drop the objects seen in fewer than `min_track` frames and lower the confidence of those seen in few."""
     lengths = Counter(track for part in labels if part.track_ids is not None for track in part.track_ids.tolist())
     weighed = []

@@ -1,8 +1,9 @@
 """How good the labels are that motion alone gives, against truth that the labeller never sees.
 
-`python -m benchmarks.motion_labels`: generated video of seeds that no setting was chosen on (those were 100 to 102 and 200 to
-202) and no other table uses, and four DAVIS 2016 sequences
-where ../shared/data (or MOSIS_SHARED_DATA) has them. Nothing is trained. Runs with torch, numpy, cv2 and pycocotools.
+`python -m benchmarks.motion_labels`: generated video of seeds on which no setting was chosen (those were 100 to 102 and
+200 to 202) and that no other table uses, and four DAVIS 2016 sequences where ../shared/data (or MOSIS_SHARED_DATA) has
+them. DAVIS names one object a frame; others may move too, so its precision is a lower bound. Nothing is trained.
+Runs with torch, numpy, cv2 and pycocotools.
 """
 
 from __future__ import annotations

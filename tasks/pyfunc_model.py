@@ -26,6 +26,8 @@ import torch
 import yaml
 
 BATCH = 16
+PIXELS_AT_ONCE = 8_000_000
+"""Pixels of the images predicted together; each may come back with dozens of masks of a byte a pixel."""
 FORMAT = 1
 
 
@@ -59,8 +61,9 @@ class MosisModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         images = check_images(model_input)
         threshold = (params or {}).get("score_threshold")
         found: list[dict[str, Any]] = []
-        for start in range(0, len(images), BATCH):
-            found += self._predict_batch(images[start : start + BATCH], threshold)
+        step = max(1, min(BATCH, PIXELS_AT_ONCE // (images.shape[1] * images.shape[2])))
+        for start in range(0, len(images), step):
+            found += self._predict_batch(images[start : start + step], threshold)
         return found
 
     @torch.inference_mode()

@@ -19,7 +19,7 @@ import yaml
 
 import models
 from tasks import params as parameters
-from tasks import registry, tracking
+from tasks import pyfunc_model, registry, tracking
 from tasks.errors import DataError, StorageError
 from tasks.predict import Predictor
 
@@ -172,6 +172,22 @@ def test_the_threshold_is_a_parameter(workspace: Path, uri: str) -> None:
     kept = model.predict(some_images(1), params={"score_threshold": cut})[0]["scores"]
     assert 0 < len(kept) < len(everything["scores"])
     assert min(kept) >= cut
+
+
+def test_large_images_go_through_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = pyfunc_model.MosisModel()
+    batches: list[int] = []
+
+    def record(images: np.ndarray, threshold: float | None) -> list[dict[str, Any]]:
+        batches.append(len(images))
+        return [{} for _ in images]
+
+    monkeypatch.setattr(model, "_predict_batch", record)
+    for shape, expected in (((3, 3000, 5000, 3), [1, 1, 1]), ((20, 8, 8, 3), [16, 4]), ((0, 8, 8, 3), [])):
+        images = np.broadcast_to(np.uint8(0), shape)
+        assert len(model.predict(None, images)) == shape[0]
+        assert batches == expected
+        batches.clear()
 
 
 def test_registering_the_same_again_makes_no_version(workspace: Path, uri: str) -> None:

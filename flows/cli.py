@@ -134,11 +134,13 @@ def status_command(options: argparse.Namespace) -> None:
 def run_pipeline(folder: Path) -> None:
     """The pipeline in a workspace, and what came of it. Parameters are read before anything slow starts."""
     from flows import environment, server
-    from tasks import params
+    from tasks import params, versioning, workspace
 
     _require_workspace(folder)
     folder = folder.resolve()
     params.load(folder / "params.yaml")
+    versioning.check_files(folder)
+    workspace.check_writable(folder)
     environment.prepare(folder)
     wait_for_server = server.start()
     from flows import summary

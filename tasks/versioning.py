@@ -95,6 +95,12 @@ def changed_stages(workspace: Path) -> set[str]:
     return set(json.loads(run_dvc(workspace, "status", "--json") or "{}"))
 
 
+def check_files(workspace: Path) -> None:
+    """Raises DataError where dvc.yaml or dvc.lock is broken, by name, which DVC does not do."""
+    _read_stages(workspace / "dvc.yaml", "restore it with git")
+    _read_lock(workspace)
+
+
 def data_md5(workspace: Path, output: str = "data/pairs") -> str | None:
     """MD5 by which DVC knows the output at the relative path `output`; None where it has not been made yet."""
     for stage in _read_lock(workspace).values():
@@ -132,15 +138,21 @@ def run_dvc(workspace: Path, *arguments: str) -> str:
 
 
 def _read_lock(workspace: Path) -> dict[str, Any]:
-    path = workspace / "dvc.lock"
+    return _read_stages(workspace / "dvc.lock", "restore it with git, or delete it to run all stages anew")
+
+
+def _read_stages(path: Path, advice: str) -> dict[str, Any]:
+    """`stages` of a file of DVC's; empty where there is none."""
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (yaml.YAMLError, UnicodeDecodeError):
-        raise DataError(f"{path} is not valid YAML: restore it with git, or delete it to run all stages anew") from None
-    stages = document.get("stages") if isinstance(document, dict) else None
-    return stages if isinstance(stages, dict) else {}
+        document = ""
+    stages = document.get("stages", {}) if isinstance(document, dict) else document
+    if stages is not None and not isinstance(stages, dict):
+        raise DataError(f"{path} is not valid YAML of DVC: {advice}")
+    return stages or {}
 
 
 def _run_group(command: list[str], folder: Path) -> int:

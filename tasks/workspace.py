@@ -14,6 +14,7 @@ import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import yaml
 
@@ -25,6 +26,8 @@ from tasks.settings import Overrides, get_setting, override, read_mapping
 CODE_LOCK = "code.lock.yaml"
 _TRACKED = (".gitignore", ".dvcignore", ".dvc/.gitignore", ".dvc/config", "params.yaml", "dvc.yaml", CODE_LOCK)
 _CODE_FOLDERS = ("tasks", "models")
+_ROOM_BYTES = 4 * 2**20
+"""What a run needs at the least: Prefect's empty database takes half of it."""
 _NAMELESS = ("jpegimages", "images", "frames", "videos", "video")
 """Folder and file names that say nothing: their parent's name says more."""
 _IDENTITY = ("-c", "user.name=mosis", "-c", "user.email=mosis@localhost")
@@ -73,6 +76,14 @@ def is_workspace(folder: Path) -> bool:
     return (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file()
 
 
+def check_writable(folder: Path) -> None:
+    """Raises StorageError where there is no permission or room: Prefect's database says the same over 200 lines."""
+    probe = folder / ".mosis" / "probe"
+    with atomic_path(probe) as temporary:
+        temporary.write_bytes(bytes(_ROOM_BYTES))
+    probe.unlink()
+
+
 def place_for(sources: Sequence[str], parent: Path) -> Path:
     """The workspace of these sources in `parent`, named after the first; others of that name get a place beside."""
     path = PurePosixPath(sources[0].split("?")[0].rstrip("/"))
@@ -82,7 +93,7 @@ def place_for(sources: Sequence[str], parent: Path) -> Path:
     folder = parent / slug
     if not is_workspace(folder):
         return folder
-    document = read_mapping((folder / "params.yaml").read_text(encoding="utf-8"), str(folder / "params.yaml"))
+    document = read_mapping(_read(folder / "params.yaml"), str(folder / "params.yaml"))
     if get_setting(document, "ingest.sources") == list(sources):
         return folder
     return parent / f"{slug}-{_sha256(json.dumps(list(sources)))[:6]}"
@@ -91,7 +102,7 @@ def place_for(sources: Sequence[str], parent: Path) -> Path:
 def configure(folder: Path, overrides: Overrides) -> bool:
     """Set keys in the workspace's params.yaml, comments kept; whether anything changed. Raises ParamsError."""
     path = folder / "params.yaml"
-    before = path.read_text(encoding="utf-8")
+    before = _read(path)
     document = read_mapping(before, str(path))
     if all(get_setting(document, key) == value for key, value in overrides.items()):
         params.parse(document, name=str(path))
@@ -108,7 +119,7 @@ def refresh_code(folder: Path) -> None:
     if (folder / "tasks" / "params.py").is_file():
         return
     source = template("dvc.yaml")
-    recorded = read_mapping((folder / CODE_LOCK).read_text(encoding="utf-8"), CODE_LOCK) if _exists(folder) else {}
+    recorded = _read_code_lock(folder)
     current = folder / "dvc.yaml"
     derived = derive_dvc_yaml(source)
     if not current.is_file() or _sha256(current.read_text(encoding="utf-8")) == recorded.get("dvc.yaml"):
@@ -162,8 +173,19 @@ def _sha256(content: str | bytes) -> str:
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
 
 
-def _exists(folder: Path) -> bool:
-    return (folder / CODE_LOCK).is_file()
+def _read_code_lock(folder: Path) -> dict[str, Any]:
+    """Empty where it is missing or broken: all but whether dvc.yaml was edited can be found again, and that is kept."""
+    try:
+        return read_mapping(_read(folder / CODE_LOCK), CODE_LOCK)
+    except (FileNotFoundError, ParamsError):
+        return {}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ParamsError(f"{path} is not UTF-8 text: restore it with git") from None
 
 
 def _add_lines(path: Path, lines: str) -> None:

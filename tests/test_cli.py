@@ -59,6 +59,28 @@ def test_a_misspelt_key_in_a_workspace_fails_before_any_server(
 
 
 @pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        (".mosis", b"", "cannot write"),  # stands for a disk that is full or not ours
+        ("dvc.lock", b"stages: [", "dvc.lock is not valid YAML of DVC: restore it with git, or delete it"),
+        ("dvc.lock", b"\xff", "dvc.lock is not valid YAML of DVC"),
+        ("dvc.yaml", b"garbage", "dvc.yaml is not valid YAML of DVC: restore it with git"),
+        ("params.yaml", b"\xff", "params.yaml is not"),
+    ],
+)
+@pytest.mark.parametrize("sources", [[], ["synthetic", "--workspace", "."]])
+def test_a_broken_workspace_is_named_before_any_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, content: bytes, words: str, sources: list[str]
+) -> None:
+    (tmp_path / "params.yaml").write_text("ingest:\n  sources: [synthetic]\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    (tmp_path / name).write_bytes(content)
+    assert main(["run", *sources]) != 0
+    assert words in failure(capsys)
+    assert not (tmp_path / ".prefect").exists()
+
+
+@pytest.mark.parametrize(
     "arguments", [["run"], ["run", "--set", "train.seed=1"], ["demo"], ["status"], ["status", "gone"]]
 )
 def test_outside_of_a_workspace_it_says_how_to_get_one(

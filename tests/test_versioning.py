@@ -145,7 +145,7 @@ def test_what_dvc_itself_refuses_is_an_error_too(folder: Path, capfd: pytest.Cap
 
 def test_a_broken_lock_file_is_named(folder: Path) -> None:
     (folder / "dvc.lock").write_text("stages: [")
-    with pytest.raises(DataError, match=r"dvc\.lock is not valid YAML"):
+    with pytest.raises(DataError, match=r"dvc\.lock is not valid YAML of DVC"):
         versioning.data_md5(folder)
 
 

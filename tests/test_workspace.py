@@ -171,6 +171,10 @@ def test_an_upgrade_renews_dvc_yaml_unless_somebody_edited_it(tmp_path: Path, mo
     first = (folder / "code.lock.yaml").read_text()
     workspace.refresh_code(folder)
     assert (folder / "code.lock.yaml").read_text() == first
+    for garbage in (b"{{{", b"\xff"):
+        (folder / "code.lock.yaml").write_bytes(garbage)
+        workspace.refresh_code(folder)
+        assert (folder / "code.lock.yaml").read_text() == first
 
     (code / "dvc.yaml").write_text(SOURCE.replace("data/pairs", "data/couples"))
     workspace.refresh_code(folder)

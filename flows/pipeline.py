@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from tasks.tracking import RegisteredVersion
 
 from tasks import params, tracking, versioning, workspace
 from tasks.errors import MosisError, ParamsError, StageError, StorageError
+from tasks.tracking import RegisteredVersion
 from tasks.versioning import Outcome
 
 NETWORK_RETRY_S = (10.0, 60.0)

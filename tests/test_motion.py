@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from models.mosis.motion import DenseMotion, MotionNetwork, SegmentMotion, correlate
+from models.common.cost_volume import correlate
+from models.common.pwc_lite import DenseMotion, MotionNetwork
+from models.mosis.motion import SegmentMotion
 
 
 @pytest.fixture
@@ -30,13 +32,28 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("height", "width"), [(5, 7), (4, 32), (6, 24)])
-def test_cost_volume_agrees_with_a_loop_over_displacements(height: int, width: int) -> None:
-    a, b = noise(2, 3, height, width), noise(2, 3, height, width, seed=1)
-    expected = [
-        (a * torch.roll(b, (-dy, -dx), dims=(2, 3))).sum(1) for dy in range(-2, 3) for dx in range(-2, 3)
-    ]  # roll by -d brings b(x + d) to x
-    torch.testing.assert_close(correlate(a, b, 2), torch.stack(expected, dim=1))
+@pytest.mark.parametrize(("height", "width"), [(5, 7), (4, 32), (6, 24), (2, 2)])
+def test_cost_volume_and_its_gradients_agree_with_a_loop_over_displacements(height: int, width: int) -> None:
+    a, b = (noise(2, 3, height, width, seed=seed).double().requires_grad_() for seed in (0, 1))
+    expected = torch.stack(
+        [(a * torch.roll(b, (-dy, -dx), dims=(2, 3))).sum(1) for dy in range(-2, 3) for dx in range(-2, 3)], dim=1
+    )  # roll by -d brings b(x + d) to x
+    costs = correlate(a, b, 2)
+    torch.testing.assert_close(costs, expected)
+    upstream = noise(*costs.shape, seed=2).double()
+    for found, wanted in zip(*(torch.autograd.grad(c, (a, b), upstream) for c in (costs, expected)), strict=True):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_cost_volume_computes_in_the_type_of_autocast() -> None:
+    a, b = noise(1, 8, 4, 16).requires_grad_(), noise(1, 8, 4, 16, seed=1)
+    with torch.autocast("cpu", torch.bfloat16):
+        costs = correlate(a, b, 2)
+    assert costs.dtype == torch.bfloat16
+    torch.testing.assert_close(costs.float(), correlate(a, b, 2), atol=0.02, rtol=0.02)
+    costs.float().sum().backward()
+    assert a.grad is not None
+    assert a.grad.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("dx", "dy"), [(0, 0), (3, -1), (-4, 4)])

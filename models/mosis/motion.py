@@ -1,73 +1,13 @@
-"""The motion network, eq. 5 and 7: PWC-Lite, a pyramid of features matched by cost volumes, coarse to fine.
-
-Correlation, convolutions and warping are all circular (thesis section 9.2), so that the border is no special place.
-"""
+"""The motion of a segment, eq. 7, from the dense features of the motion network, eq. 5."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from torch import nn
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from ..common.cost_volume import correlate
+from ..common.pwc_lite import MotionNetwork
 
-from ..common.warp import warp
-
-_TILE = 16
-"""Columns matched by one matrix product: wider tiles compute more products that no displacement needs."""
-
-
-class MotionNetwork(nn.Module):
-    """Dense motion features of a frame pair, eq. 5.
-
-    search_range: radius of every cost volume, pixels of its pyramid level.
-    widths: channels of the pyramid's levels, strides 2, 4, 8, ...; frame sides must be multiples of the last stride and
-        the coarsest level at least `search_range` wide and high.
-    channels: d, depth of the features given out.
-    """
-
-    def __init__(self, search_range: int = 4, *, widths: Sequence[int] = (16, 24, 32), channels: int = 32) -> None:
-        super().__init__()
-        self.channels = channels
-        inputs = (3, *widths[:-1])
-        self.levels = nn.ModuleList(_Level(i, o) for i, o in zip(inputs, widths, strict=True))
-        coarsest = len(widths) - 1
-        self.matchers = nn.ModuleList(
-            _Matcher(width, channels - 2, search_range, from_coarser=index < coarsest)
-            for index, width in enumerate(widths)
-        )
-
-    def forward(self, frame_a: Tensor, frame_b: Tensor) -> Tensor:
-        """frame_a, frame_b: (B, 3, H, W) RGB in [0, 1] -> V_t (B, d, H, W): what moves from a to b, on a's grid."""
-        return self._match(self._pyramid(frame_a), self._pyramid(frame_b))
-
-    def both_ways(self, frame_a: Tensor, frame_b: Tensor) -> tuple[Tensor, Tensor]:
-        """`self(a, b)` and `self(b, a)`, with each frame's pyramid computed once."""
-        both = self._pyramid(torch.cat((frame_a, frame_b)))
-        swapped = [torch.cat(level.chunk(2)[::-1]) for level in both]
-        forward, backward = self._match(both, swapped).chunk(2)
-        return forward, backward
-
-    def _pyramid(self, frame: Tensor) -> list[Tensor]:
-        """Features (B, width, H / 2^l, W / 2^l), finest level first."""
-        stride = 2 ** len(self.levels)
-        if frame.shape[-2] % stride or frame.shape[-1] % stride:
-            raise ValueError(f"frame sides {tuple(frame.shape[-2:])} must be multiples of {stride}")
-        pyramid, features = [], 2 * frame - 1
-        for level in self.levels:
-            features = level(features)
-            pyramid.append(features)
-        return pyramid
-
-    def _match(self, pyramid_a: list[Tensor], pyramid_b: list[Tensor]) -> Tensor:
-        coarser = None
-        for features_a, features_b, matcher in zip(pyramid_a[::-1], pyramid_b[::-1], self.matchers[::-1], strict=True):
-            motion, flow_uv = matcher(features_a, features_b, coarser)
-            # The same motion is twice as many pixels of the next level, and of the frame after the last, at stride 2.
-            coarser = _double(motion), 2 * _double(flow_uv)
-        assert coarser is not None
-        return torch.cat(coarser, dim=1)  # the network's own estimate of the flow stands among the features
+__all__ = ["MotionNetwork", "SegmentMotion", "correlate"]
 
 
 class SegmentMotion(nn.Sequential):
@@ -75,93 +15,3 @@ class SegmentMotion(nn.Sequential):
 
     def __init__(self, channels: int, hidden: int = 64) -> None:
         super().__init__(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, 2))
-
-
-class DenseMotion(nn.Conv2d):
-    """One motion a pixel instead of one a segment, for the supervised check of section 9.2.
-
-    Features (B, d, H, W) -> flow_uv (B, 2, H, W) pixels.
-    """
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, 2, kernel_size=1)
-
-
-class _Level(nn.Sequential):
-    """One step down the pyramid: half the size."""
-
-    def __init__(self, inputs: int, outputs: int) -> None:
-        super().__init__(*_conv(inputs, outputs, stride=2), *_conv(outputs, outputs))
-
-
-class _Matcher(nn.Module):
-    """Cost volume of one level, decoded into motion features and a flow, from those of the coarser level if any."""
-
-    def __init__(self, width: int, channels: int, search_range: int, *, from_coarser: bool) -> None:
-        super().__init__()
-        self.search_range = search_range
-        costs = (2 * search_range + 1) ** 2
-        inputs = costs + width + (channels + 2 if from_coarser else 0)
-        self.decoder = nn.Sequential(*_conv(inputs, 2 * channels), *_conv(2 * channels, channels))
-        self.flow = nn.Conv2d(channels, 2, 3, padding=1, padding_mode="circular")
-
-    def forward(
-        self, features_a: Tensor, features_b: Tensor, coarser: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Features of two frames at one level -> (motion (B, channels, h, w), flow_uv (B, 2, h, w) level pixels)."""
-        if coarser is None:
-            motion = self.decoder(torch.cat((self._costs(features_a, features_b), features_a), dim=1))
-            return motion, self.flow(motion)
-        _, flow_uv = coarser
-        costs = self._costs(features_a, warp(features_b, flow_uv, outside="circular").to(features_b.dtype))
-        motion = self.decoder(torch.cat((costs, features_a, *coarser), dim=1))
-        return motion, flow_uv + self.flow(motion)
-
-    def _costs(self, features_a: Tensor, features_b: Tensor) -> Tensor:
-        return correlate(_contrast(features_a), _contrast(features_b), self.search_range)
-
-
-def correlate(features_a: Tensor, features_b: Tensor, search_range: int) -> Tensor:
-    """Cost volume with circular borders.
-
-    features_a, features_b: (B, C, H, W). Returns (B, (2r+1)^2, H, W): channel (dy + r)(2r + 1) + (dx + r) is the inner
-    product over C of a at (x, y) with b at (x + dx, y + dy). Raises ValueError where r exceeds the maps' sides.
-
-    Each row of tiles is matched with matrix products whose diagonals are the displacements: less than half the time of
-    a loop over rolled maps, and without the copies of an unfold.
-    """
-    batch, channels, height, width = features_a.shape
-    if search_range > min(height, width):
-        raise ValueError(f"search range {search_range} exceeds features of {height}x{width}: use larger frames")
-    r, shifts, tile = search_range, 2 * search_range + 1, math.gcd(width, _TILE)
-    around = F.pad(features_b, (r, r, r, r), mode="circular")
-    left = features_a.reshape(batch, channels, height, width // tile, tile)
-    left = left.permute(0, 2, 3, 4, 1).reshape(-1, tile, channels)  # (B H W/T, T, C)
-    windows = around.unfold(3, tile + 2 * r, tile)  # (B, C, H + 2r, W/T, T + 2r)
-    rows = []
-    for dy in range(shifts):
-        right = windows[:, :, dy : dy + height].permute(0, 2, 3, 1, 4).reshape(-1, channels, tile + 2 * r)
-        products = left @ right  # (B H W/T, T, T + 2r): pixel i of the tile against pixel j - r
-        size, strides = (len(products), tile, shifts), products.stride()
-        rows.append(products.as_strided(size, (strides[0], strides[1] + strides[2], strides[2])))  # j = i + dx + r
-    return torch.stack(rows, dim=2).view(batch, height, width, shifts * shifts).permute(0, 3, 1, 2)
-
-
-def _conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode="circular")
-    return conv, nn.LeakyReLU(0.1, inplace=True)
-
-
-def _contrast(features: Tensor) -> Tensor:
-    """Each pixel's departure from the frame's mean, at unit length: (B, C, h, w) -> the same shape.
-
-    Without the mean removed, features of one sign all resemble each other and matching hardly learns; of unit length,
-    the true match is a maximum, and costs have one scale at every level.
-    """
-    return F.normalize(features - features.mean(dim=(2, 3), keepdim=True))
-
-
-def _double(features: Tensor) -> Tensor:
-    """Bilinear upsampling by two with circular borders: (B, C, h, w) -> (B, C, 2h, 2w)."""
-    around = F.pad(features, (1, 1, 1, 1), mode="circular")
-    return F.interpolate(around, scale_factor=2.0, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .common.instances import Instances
 
-Needs = Literal["pairs", "labels"]
+Needs = Literal["pairs", "labels", "truth", "optical_flow"]
 
 
 @dataclass(frozen=True)
@@ -20,18 +20,21 @@ class Batch:
     dt: (B,) float32 seconds from a to b.
     labels: per image of frame_a the instances to learn from (scores are weights in [0, 1]), or None where the
         objective needs none. Training labels come from a labeller or, for supervised twins, from ground truth.
+    optical_flow: (B, 2, H, W) float32 true motion from a to b in pixels, u then v, NaN where unknown, or None.
     """
 
     frame_a: Tensor
     frame_b: Tensor
     dt: Tensor
     labels: list[Instances] | None = None
+    optical_flow: Tensor | None = None
 
 
 class Segmenter(nn.Module):
     """A single-image, class-agnostic instance segmenter that can be trained.
 
-    `needs` says what `loss` reads: "pairs" (frame_a and frame_b) or "labels" (frame_a and labels).
+    `needs` says what `loss` reads: "pairs" (frame_a and frame_b), or frame_a and labels, which are those of a labeller
+    ("labels") or the clips' own ground truth ("truth", for supervised twins).
     """
 
     needs: Needs = "pairs"
@@ -47,5 +50,26 @@ class Segmenter(nn.Module):
 
         score_threshold: detections below it are dropped; None takes the method's own.
         output_size: (height, width) in pixels that boxes and masks are given in; None means the images' own.
+        """
+        raise NotImplementedError
+
+
+class OpticalFlowEstimator(nn.Module):
+    """Dense motion between two frames.
+
+    `needs` says what `loss` reads: "pairs", "optical_flow" (both frames and the true motion), or None where there is
+    nothing to train.
+    """
+
+    needs: Needs | None = None
+
+    def loss(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar loss terms, as of a Segmenter."""
+        raise NotImplementedError
+
+    def estimate(self, frames_a: Tensor, frames_b: Tensor) -> Tensor:
+        """flow_uv (B, 2, H, W) float32 pixels, u to the right and v down: what is at x in a is at x + flow_uv(x) in b.
+
+        frames_a, frames_b: (B, 3, H, W) float32 RGB in [0, 1], of any size.
         """
         raise NotImplementedError

@@ -13,8 +13,10 @@ from typing import Annotated, Any, ClassVar, Literal
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
+from models.amd.config import AmdConfig
 from models.mosis.config import MosisConfig
 from models.motion_labels.config import MotionLabelsConfig
+from models.yolo_supervised.config import YoloSupervisedConfig
 from tasks.errors import ParamsError
 
 STAGES = ("ingest", "pairs", "train", "evaluate", "export")
@@ -161,6 +163,8 @@ class TrainParams:
     """Processes for the labeller; 0 takes one per core."""
     seed: Seed = 0
     mosis: MosisConfig = field(default_factory=MosisConfig)
+    yolo_supervised: YoloSupervisedConfig = field(default_factory=YoloSupervisedConfig)
+    amd: AmdConfig = field(default_factory=AmdConfig)
     motion_labels: MotionLabelsConfig = field(default_factory=MotionLabelsConfig)
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 import yaml
@@ -26,6 +27,7 @@ from tasks.predict import FORMAT, choose_device
 from tasks.progress import Progress
 from tasks.tracking import Tracker
 from tasks.training import validation
+from tasks.training.batches import truth_samples
 from tasks.training.checkpoint import Checkpoints, digest_sources
 from tasks.training.collapse import PredictionStats
 from tasks.training.history import History
@@ -189,8 +191,10 @@ def _make_labels(
     checkpoint: Path,
     fingerprint: dict[str, str],
 ) -> Labels | None:
-    if model.needs != "labels":
+    if model.needs == "pairs":
         return None
+    if model.needs == "truth":
+        return _take_truth(store)
     source = digest_sources([Path(models.__file__).parent / name for name in ("motion_labels", "common")])
     identity = _digest([parameters.to_dict(train.motion_labels), fingerprint["data"], source])
     folder = checkpoint / f"labels-{identity[:12]}"
@@ -201,6 +205,15 @@ def _make_labels(
     how = "found again" if labels.reused else f"made in {labels.seconds:.0f} s"
     _say(f"{labels.store.count} labels on {labels.images} frames, {how}")
     return labels
+
+
+def _take_truth(store: FrameStore) -> Labels:
+    """The frame store's own ground truth, as if a labeller had made it."""
+    rows = truth_samples(store).row_a
+    assert store.truth is not None
+    own = store.truth.rows[np.isin(store.truth.rows, rows)]
+    _say(f"{len(own)} true instances on {len(rows)} frames")
+    return Labels(store.truth, len(np.unique(own)), 0.0, reused=True)
 
 
 def _publish(session: _Session, fitted: Fitted, out: Path) -> None:

@@ -133,6 +133,21 @@ def labelled_samples(store: FrameStore, labels: LabelStore) -> Samples:
     return Samples(rows, rows, np.zeros(len(rows), np.float32))
 
 
+def truth_samples(store: FrameStore) -> Samples:
+    """Every row of the train clips that have ground truth, also those that are known to hold nothing.
+
+    Raises NothingLeftError if there is none.
+    """
+    clips = [clip for clip in store.clips if clip.split == "train" and clip.truth]
+    if store.truth is None or not clips:
+        raise NothingLeftError(
+            "no clip of the train split has ground truth to learn from: choose a train.method that needs none, "
+            "or add annotated or synthetic clips"
+        )
+    rows = np.concatenate([np.arange(clip.first_row, clip.stop, dtype=np.int64) for clip in clips])
+    return Samples(rows, rows, np.zeros(len(rows), np.float32))
+
+
 def draw_indices(count: int, batch_size: int, *, seed: int, iteration: int) -> np.ndarray:
     """(batch_size,) indices into `count` samples: consecutive pieces of one permutation an epoch."""
     positions = np.arange(iteration * batch_size, (iteration + 1) * batch_size)

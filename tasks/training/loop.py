@@ -19,14 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.interface import Batch, Segmenter
+from models.interface import Batch, Needs, Segmenter
 from tasks.training.batches import (
+    Samples,
     Stager,
     labelled_samples,
     make_batch,
     pair_samples,
     prefetch,
     torch_seed,
+    truth_samples,
     typical_confidence,
 )
 from tasks.training.checkpoint import Checkpoints, State
@@ -95,14 +97,15 @@ def fit(
 ) -> Fitted:
     """Train `model` in place on the train split of `store`, going on from `checkpoints` where there is one that fits.
 
-    labels: instances by row, for methods whose `needs` is "labels". Seeds torch's generators at every iteration.
+    labels: instances by row, for methods whose `needs` is "labels", or "truth" and then the store's own.
+    Seeds torch's generators at every iteration.
     Raises CollapseError when training degenerates, NothingLeftError without samples.
     """
     device = torch.device(device)
-    if model.needs == "labels" and labels is None:
+    if model.needs != "pairs" and labels is None:
         raise ValueError(f"{type(model).__name__} learns from labels and was given none")
-    labels = labels if model.needs == "labels" else None
-    samples = pair_samples(store) if labels is None else labelled_samples(store, labels)
+    labels = labels if model.needs != "pairs" else None
+    samples = _choose_samples(store, labels, model.needs)
     make = partial(
         make_batch, store, samples, labels,
         batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment,
@@ -117,6 +120,12 @@ def fit(
             for batch in batches:
                 run.advance(stager.finish(batch))
     return run.finish(started_at)
+
+
+def _choose_samples(store: FrameStore, labels: LabelStore | None, needs: Needs) -> Samples:
+    if needs == "truth":
+        return truth_samples(store)
+    return pair_samples(store) if labels is None else labelled_samples(store, labels)
 
 
 @dataclass

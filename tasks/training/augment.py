@@ -1,4 +1,4 @@
-"""Augmentation of frames and masks: pure functions of a numpy Generator, exact on uint8.
+"""Augmentation of frames, masks and optical flow: pure functions of a numpy Generator, exact on uint8.
 
 One draw serves every frame of a sample and its masks, so that they stay aligned and a pair keeps its motion up to the
 same flip or transpose. Boxes are not moved: they are taken anew from the moved masks.
@@ -40,6 +40,14 @@ class Augmentation:
     def masks(self, masks: np.ndarray) -> np.ndarray:
         """(N, H, W) -> the same moves without the colours."""
         return np.ascontiguousarray(self._move(masks, height_axis=1))
+
+    def optical_flow(self, flow_uv: np.ndarray) -> np.ndarray:
+        """(H, W, 2) motion, u then v -> the same moves, of the field and of the vectors in it."""
+        moved = self._move(flow_uv, height_axis=0)
+        if self.transpose:
+            moved = moved[..., ::-1]
+        signs = np.array([-1 if self.flip_x else 1, -1 if self.flip_y else 1], flow_uv.dtype)
+        return moved * signs
 
     def _move(self, array: np.ndarray, *, height_axis: int) -> np.ndarray:
         x_axis = height_axis + 1

@@ -1,0 +1,100 @@
+"""Thesis Table 2 on generated video: `python -m benchmarks.thesis`.
+
+24 videos of 120 frames at 128 x 128, split 70/15/15 by video (thesis 4.1), seeds 10, 11 and 12, and 50 fresh videos. The
+supervised twin and the motion labels train for `--minutes-equivalent` iterations of batch 16; the rows without labels of any
+kind train for as many minutes as the twin of their seed took, since their iterations cost more. `--minutes` sets the
+minutes of every row instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from benchmarks.data import Dataset
+from benchmarks.harness import Report, Row, add_options, cache_folder, format_table
+from benchmarks.training import INFERENCE, Plan, run_plans, summarise
+
+TWIN = "yolo_supervised"
+_THESIS_OPTIMISATION = {
+    "learning_rate": 1e-4, "optimizer": "adam", "weight_decay": 0.0, "schedule": "constant", "clip_grad_norm": None,
+    "warmup_iterations": 0,
+}  # fmt: skip
+"""Section 4.2, MoSIS."""
+_AS_WRITTEN = {
+    "objective": "literal", "objectness_target": "literal", "warp_direction": "literal", "error_scale": "literal",
+}  # fmt: skip
+KINDS: dict[str, dict[str, Any]] = {
+    TWIN: {"method": "yolo_supervised", "labels": "truth", "settings": INFERENCE},
+    "mosis motion_labels": {"labels": "motion", "settings": {"objective": "motion_labels", **INFERENCE}},
+    "mosis em": {"settings": {"objective": "em", **INFERENCE}},
+    "mosis literal": {"settings": _AS_WRITTEN, "recipe": _THESIS_OPTIMISATION},
+    "amd": {"method": "amd", "recipe": {**_THESIS_OPTIMISATION, "batch_size": 8}},
+    "mosis literal, faults mended": {"settings": {"objective": "literal", **INFERENCE}},
+}
+"""What is particular to each row; the last is run on demand. The thesis' own inference and optimiser where it states them
+and nothing else is named."""
+_BY_MINUTES = tuple(kind for kind, changes in KINDS.items() if "labels" not in changes)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
+    parser.add_argument("--videos", type=int, default=24)
+    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--fresh", type=int, default=50, help="videos that belong to no split")
+    parser.add_argument("--preset", default="small", help="network of the mosis rows and the twin: small, yolov3")
+    parser.add_argument("--rows", nargs="+", choices=list(KINDS), default=list(KINDS)[:-1], help="kinds of rows")
+    parser.add_argument(
+        "--minutes-equivalent", type=int, default=2000, metavar="ITERATIONS", help="of the rows with labels"
+    )
+    parser.add_argument("--minutes", type=float, help="of training, for every row")
+    options = parser.parse_args()
+    report = Report("thesis", options)
+    with cache_folder(options) as cache:
+        run_plans(report, make_plans(options), cache)
+    report.finish(show(report.rows), summary=summarise(report.rows, twin=TWIN))
+
+
+def make_plans(options: argparse.Namespace) -> list[Plan]:
+    """Seed by seed, so that a run that is stopped has whole tables of some seeds."""
+    plans = []
+    for seed in options.seeds:
+        data = Dataset(seed, options.videos, {"frames": options.frames}, fresh=options.fresh)
+        for kind in options.rows:
+            changes = {**KINDS[kind]}
+            if changes.get("method") != "amd":
+                changes["settings"] = {"preset": options.preset, **changes["settings"]}
+            by_minutes = kind in _BY_MINUTES and options.minutes is None and TWIN in options.rows
+            plans.append(
+                Plan(
+                    f"{kind}, seed {seed}", kind, data, **changes, seed=seed, iterations=options.minutes_equivalent,
+                    minutes=options.minutes, minutes_of=f"{TWIN}, seed {seed}" if by_minutes else None,
+                )
+            )  # fmt: skip
+    return plans
+
+
+def show(rows: list[Row]) -> str:
+    columns = ("row", "mask AP50", "AP75", "AP", "box AP50", "AP75", "AP", "mask AP, cut", "box AP, cut",
+               "fresh mask AP", "box AP", "minutes", "iterations", "images/s", "pairs/s", "MiB")  # fmt: skip
+    lines = []
+    for row in rows:
+        if "failed" in row:
+            lines.append([row["row"], *[None] * (len(columns) - 1)])
+            continue
+        scores = [row[kind][name] for kind in ("mask", "box") for name in ("AP50", "AP75", "AP")]
+        fresh = [row.get("fresh", {}).get(kind, {}).get("AP") for kind in ("mask", "box")]
+        cut = [row[kind]["AP"] for kind in ("mask_at_cut", "box_at_cut")]
+        costs = [row[name] for name in ("minutes", "iterations", "images_per_s", "pairs_per_s", "peak_mib")]
+        lines.append([row["row"], *scores, *cut, *fresh, *costs])
+    return format_table(columns, lines) + describe_failures(rows)
+
+
+def describe_failures(rows: list[Row]) -> str:
+    return "".join(f"\n{row['row']}: {row['failed']}" for row in rows if "failed" in row)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,252 @@
+"""Plans that train a method and score it: one row of a table each."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+import typing
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any, Literal
+
+import torch
+
+import models
+from benchmarks.data import Dataset, Video, open_fresh, open_motion_labels, open_video
+from benchmarks.harness import Report, Row, Setting, describe_plan, peak_mib, run_in_child
+from benchmarks.scores import predict, recall_by_motion, score
+from models.interface import Segmenter
+from tasks.errors import DataError, ParamsError
+from tasks.labels import LabelStore
+from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
+from tasks.training.optimise import Optimisation
+
+INFERENCE = {"nms_iou": 0.5, "box_from_mask": True, "score_with_mask": True}
+"""What params.yaml changes of the thesis' section 3.8 for its preset."""
+_MEASURED = 20
+"""Iterations whose time says how many fit into a number of minutes."""
+_NEVER = 10**9
+
+Labels = Literal["truth", "motion", "none"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row of a table.
+
+    row: its name. kind: what rows of other seeds share, for means. labels: what a method that learns from labels is
+    given; "truth" for a supervised twin. settings: of the method; labeller: of the motion labeller; recipe: changes to
+    Recipe and Optimisation. minutes: of training, instead of `iterations`; the number of iterations is then found by
+    measuring the first few. minutes_of: name of the row whose minutes to take. test_step: every test_step-th frame of
+    the test split is scored.
+    """
+
+    row: str
+    kind: str
+    data: Dataset
+    method: str = "mosis"
+    settings: dict[str, Any] = field(default_factory=dict)
+    labels: Labels = "none"
+    labeller: dict[str, Any] = field(default_factory=dict)
+    recipe: dict[str, Any] = field(default_factory=dict)
+    iterations: int = 2000
+    minutes: float | None = None
+    minutes_of: str | None = None
+    seed: int = 0
+    test_step: int = 1
+
+
+def run_plans(report: Report, plans: Sequence[Plan], cache: Path) -> None:
+    """Add the plans' rows to `report`. Video and labels are made before, one after another, so that no row's time is
+    spent on them. A plan with `minutes_of` runs once that row is there, and fails with it.
+    """
+    done = {row["row"] for row in report.rows}
+    setting = Setting(cache, report.options.device, 1, 1)
+    for plan in {describe_data(plan): plan for plan in plans if plan.row not in done}.values():
+        problem = run_in_child(prepare, plan, setting).get("failed")
+        if problem:
+            raise DataError(f"{plan.row}: its video or labels cannot be made: {problem}")
+    report.run(train_row, [plan for plan in plans if plan.minutes_of is None], cache)
+    later = [plan for plan in plans if plan.minutes_of is not None]
+    minutes = {row["row"]: row["minutes"] for row in report.rows if "failed" not in row}
+    report.run(
+        train_row,
+        [replace(plan, minutes=minutes[plan.minutes_of]) for plan in later if plan.minutes_of in minutes],
+        cache,
+    )
+    for plan in later:
+        if plan.minutes_of not in minutes:
+            report.add({"row": plan.row, "failed": f"there is no row {plan.minutes_of} whose minutes to take"})
+
+
+def describe_data(plan: Plan) -> str:
+    """The same for plans that read the same video and labels."""
+    return json.dumps([asdict(plan.data), plan.labels == "motion" and plan.labeller], default=str)
+
+
+def prepare(plan: Plan, setting: Setting) -> Row:
+    """Make what `train_row` will read."""
+    open_video(plan.data, setting.cache)
+    if plan.data.fresh:
+        open_fresh(plan.data, setting.cache)
+    if plan.labels == "motion":
+        open_motion_labels(plan.data, plan.labeller, setting.cache)
+    return {}
+
+
+def train_row(plan: Plan, setting: Setting) -> Row:
+    """Train and score. Raises ParamsError for a method or setting that does not exist, and what `fit` raises."""
+    device = choose_device(setting.device)
+    video = open_video(plan.data, setting.cache)
+    labels, label_facts = choose_labels(plan, setting)
+    torch.manual_seed(plan.seed)
+    model = build_model(plan.method, plan.settings, video.store.size)
+    budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, device)
+    fitted = fit(model, video.store, make_recipe(plan, budget), labels=labels, device=device)
+    memory = fitted.peak_mib if device.type == "cuda" else peak_mib()
+    return {
+        "kind": plan.kind,
+        **describe_training(plan, model, fitted),
+        **label_facts,
+        "peak_mib": round(memory, 1),
+        "threads": setting.threads,
+        "jobs": setting.jobs,
+        "device": device.type,
+        **score_row(plan, model, video, setting, device),
+        "plan": describe_plan(plan),
+    }
+
+
+def describe_training(plan: Plan, model: Segmenter, fitted: Fitted) -> Row:
+    """labels: whether people's labels were needed. minutes: of training alone, without labelling and validation."""
+    pairs = model.needs == "pairs"
+    return {
+        "method": plan.method,
+        "objective": plan.settings.get("objective"),
+        "labels": model.needs == "truth" or (model.needs == "labels" and plan.labels == "truth"),
+        "preset": getattr(getattr(model, "config", None), "preset", None),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "data_seed": plan.data.seed,
+        "seed": plan.seed,
+        "iterations": fitted.iterations,
+        "budget": "iterations" if plan.minutes is None else f"{plan.minutes:.2f} minutes at the measured rate",
+        "minutes": round(fitted.seconds / 60, 3),
+        "images_per_s": None if pairs else round(fitted.images_per_s, 2),
+        "pairs_per_s": round(fitted.images_per_s, 2) if pairs else None,
+    }  # fmt: skip
+
+
+def score_row(plan: Plan, model: Segmenter, video: Video, setting: Setting, device: torch.device) -> Row:
+    """Scores on the test split, the same again on the fresh videos, and recall of what stands still there."""
+    dtype = autocast_dtype("auto", device)
+    rows = video.rows("test")[:: plan.test_step]
+    found = predict(model, video.store, rows, device=device, dtype=dtype)
+    truth = video.truth(rows)
+    scored: Row = {"images": len(rows), **score(found, truth)}
+    still = recall_by_motion(found, truth, video.still_in(rows))
+    if plan.data.fresh:
+        fresh = open_fresh(plan.data, setting.cache)
+        rows = fresh.rows("test")
+        found = predict(model, fresh.store, rows, device=device, dtype=dtype)
+        scored["fresh"] = {"images": len(rows), **score(found, fresh.truth(rows))}
+    return {**scored, "recall": still}
+
+
+def choose_labels(plan: Plan, setting: Setting) -> tuple[LabelStore | None, Row]:
+    """What the row learns from, and what is to be said of it."""
+    if plan.labels == "none":
+        return None, {}
+    if plan.labels == "truth":
+        return open_video(plan.data, setting.cache).store.truth, {}
+    motion = open_motion_labels(plan.data, plan.labeller, setting.cache)
+    return motion.labels, {"label_seconds": motion.seconds, "label_scores": motion.scores}
+
+
+def build_model(method: str, settings: dict[str, Any], size: tuple[int, int]) -> Segmenter:
+    """The method with its defaults but for `settings`. Raises ParamsError in one line for what does not exist."""
+    if method not in models.METHODS:
+        raise ParamsError(f"no method {method!r} yet: there are {', '.join(sorted(models.METHODS))}")
+    # A method's settings class is named after it, which the registered model's loader relies on, too.
+    config_class = getattr(
+        importlib.import_module(f"models.{method}.config"),
+        "".join(part.capitalize() for part in method.split("_")) + "Config",
+    )
+    hints = typing.get_type_hints(config_class)
+    for name, value in settings.items():
+        if name not in hints:
+            raise ParamsError(f"method {method} has no setting {name!r} yet: there are {', '.join(sorted(hints))}")
+        allowed = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else ()
+        if allowed and value not in allowed:
+            raise ParamsError(f"method {method} has no {name} {value!r} yet: there are {', '.join(map(str, allowed))}")
+    return models.METHODS[method](config_class(**settings), size)
+
+
+def make_recipe(plan: Plan, iterations: int) -> Recipe:
+    """params.yaml's training, changed by plan.recipe; validation and with it the collapse check are left out."""
+    optimisation = Optimisation(iterations, 3e-3, warmup_iterations=50, clip_grad_norm=5.0)
+    recipe = Recipe(optimisation, batch_size=16, seed=plan.seed, validate_every=_NEVER)
+    names = {one.name for one in fields(Optimisation)}
+    own = {name: value for name, value in plan.recipe.items() if name not in names}
+    changed = {name: value for name, value in plan.recipe.items() if name in names}
+    return replace(recipe, optimisation=replace(optimisation, **changed), **own)
+
+
+def fit_minutes(plan: Plan, video: Video, labels: LabelStore | None, device: torch.device) -> int:
+    """How many iterations fit into plan.minutes, at least one, from the rate of the last ten of a short training of a
+    model that is thrown away: the learning rate's schedule has to know the number beforehand.
+    """
+    assert plan.minutes is not None
+    torch.manual_seed(plan.seed)
+    model = build_model(plan.method, plan.settings, video.store.size)
+    times: list[float] = []
+    hooks = Hooks(on_log=lambda iteration, values: times.append(time.perf_counter()))
+    recipe = make_recipe(plan, _MEASURED)
+    fit(model, video.store, recipe, labels=labels, device=device, hooks=hooks)
+    seconds = (times[-1] - times[-2]) / 10
+    return max(1, round(plan.minutes * 60 / seconds))
+
+
+def choose_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def summarise(rows: Sequence[Row], *, twin: str) -> dict[str, Any]:
+    """Per kind of row: mean and spread over seeds of mask AP and box AP, and their share of the twin's.
+
+    twin: the kind of the supervised row; rows are compared with the one of their own data seed. {kind: {"rows",
+    "mask_AP": {"mean", "std", "min", "max"}, "box_AP", "fresh_mask_AP", "fresh_box_AP", "mask_share", "box_share"}},
+    None where there is nothing to take.
+    """
+    finished = [row for row in rows if "failed" not in row]
+    twins = {row["data_seed"]: row for row in finished if row["kind"] == twin}
+    summary: dict[str, Any] = {}
+    for kind in dict.fromkeys(row["kind"] for row in finished):
+        own = [row for row in finished if row["kind"] == kind]
+        summary[kind] = {"rows": len(own), "minutes": mean(row["minutes"] for row in own)}
+        for what in ("mask", "box"):
+            summary[kind][f"{what}_AP"] = spread([row[what]["AP"] for row in own])
+            summary[kind][f"fresh_{what}_AP"] = spread([row["fresh"][what]["AP"] for row in own if "fresh" in row])
+            shares = [share(row, twins.get(row["data_seed"]), what) for row in own]
+            summary[kind][f"{what}_share"] = spread(shares)
+    return summary
+
+
+def share(row: Row, twin: Row | None, what: str) -> float | None:
+    """AP of a row as a share of its supervised twin's; what: "mask" or "box"."""
+    if twin is None or row[what]["AP"] is None or not twin[what]["AP"]:
+        return None
+    return float(row[what]["AP"] / twin[what]["AP"])
+
+
+def spread(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Mean, sample standard deviation (0 for one value), least and most of what is not None."""
+    known = [value for value in values if value is not None]
+    if not known:
+        return None
+    deviation = stdev(known) if len(known) > 1 else 0.0
+    return {"mean": mean(known), "std": deviation, "min": min(known), "max": max(known)}

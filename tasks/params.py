@@ -152,6 +152,8 @@ class TrainParams:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     augment: bool = True
     """Flips, transposes, colour permutation, inversion and jitter, the same for both frames of a pair."""
+    copy_paste: bool = True
+    """Labelled objects are pasted into other images of the batch; for methods that learn from labels or truth."""
     validate_every: PositiveInt = 200
     """Iterations between validations (AP where there is truth), sample pictures and collapse checks."""
     validation_images: PositiveInt = 96

@@ -18,9 +18,10 @@ from models.common.instances import Instances, mask_extents
 from models.interface import Batch
 from tasks.errors import NothingLeftError
 from tasks.training.augment import draw_augmentation
+from tasks.training.copy_paste import paste_objects
 
 if TYPE_CHECKING:
-    from tasks.frames import FrameStore
+    from tasks.frames import FlowStore, FrameStore
     from tasks.labels import LabelStore
 
 T = TypeVar("T")
@@ -63,7 +64,8 @@ class RawLabels:
 
 @dataclass(frozen=True)
 class RawBatch:
-    """A batch as it was read: frames (B, H, W, 3) uint8, dt_s (B,) float32; frame_b is None where it is frame_a.
+    """A batch as it was read: frames (B, H, W, 3) uint8, dt_s (B,) float32; frame_b is None where it is frame_a;
+    optical_flow (B, H, W, 2) float32 or None.
 
     Numpy only: torch in the reading thread would bring a second team of workers onto the cores that train.
     """
@@ -72,12 +74,16 @@ class RawBatch:
     frame_b: np.ndarray | None
     dt_s: np.ndarray
     labels: RawLabels | None
+    optical_flow: np.ndarray | None = None
 
     def to(self, device: torch.device) -> Batch:
         frame_a = to_tensor(self.frame_a, device)
         frame_b = frame_a if self.frame_b is None else to_tensor(self.frame_b, device)
         labels = None if self.labels is None else self.labels.to(device)
-        return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels)
+        flow_uv = None
+        if self.optical_flow is not None:
+            flow_uv = torch.from_numpy(self.optical_flow.transpose(0, 3, 1, 2).copy()).to(device)
+        return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels, flow_uv)
 
 
 class Stager:
@@ -111,6 +117,19 @@ def pair_samples(store: FrameStore) -> Samples:
     if not len(samples):
         raise NothingLeftError("no pair of frames in the train split: see data/pairs/dropped.json for the reasons")
     return samples
+
+
+def flow_samples(store: FrameStore) -> Samples:
+    """Pairs of the train split whose true optical flow is stored. Raises NothingLeftError if there is none."""
+    samples = pair_samples(store)
+    rows = store.optical_flow.rows if store.optical_flow is not None else np.zeros(0, np.int64)
+    known = np.isin(samples.row_a, rows) & (samples.row_b == samples.row_a + 1)
+    if not known.any():
+        raise NothingLeftError(
+            "no pair of the train split has true optical flow to learn from: use the unsupervised objective, "
+            "or synthetic video with dense_flow: true"
+        )
+    return Samples(samples.row_a[known], samples.row_b[known], samples.dt_s[known])
 
 
 def labelled_samples(store: FrameStore, labels: LabelStore) -> Samples:
@@ -169,17 +188,25 @@ def make_batch(
     seed: int,
     iteration: int,
     augment: bool,
+    copy_paste: bool = False,
     trusted: float = 1.0,
+    optical_flow: FlowStore | None = None,
 ) -> RawBatch:
-    """Batch number `iteration` of a run: read, augment, stack. trusted: see `read_labels`."""
+    """Batch number `iteration` of a run: read, augment, stack. trusted: see `read_labels`. optical_flow: None for a
+    batch without.
+    """
     indices = draw_indices(len(samples), batch_size, seed=seed, iteration=iteration)
     rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
     single = bool((rows_a == rows_b).all())
     views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b))]
     found = None if labels is None else read_labels(labels, rows_a, trusted=trusted)
+    flow_uv = None if optical_flow is None else read_flow(optical_flow, rows_a)
     if augment:
-        _augment(views, found, np.random.default_rng((seed, _AUGMENT, iteration)))
-    return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found)
+        rng = np.random.default_rng((seed, _AUGMENT, iteration))
+        _augment(views, found, flow_uv, rng)
+        if found is not None and single and copy_paste:
+            found = RawLabels(*paste_objects(views[0], found.masks, found.scores, found.counts, rng))
+    return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found, flow_uv)
 
 
 def typical_confidence(labels: LabelStore) -> float:
@@ -202,6 +229,12 @@ def read_labels(labels: LabelStore, rows: np.ndarray, *, trusted: float = 1.0) -
     return RawLabels(bits.reshape(-1, height, width).view(bool), weights, stops - starts)
 
 
+def read_flow(optical_flow: FlowStore, rows: np.ndarray) -> np.ndarray:
+    """(B, H, W, 2) float32 true motion of frames `rows` (B,), each to the next, in that order; all must be stored."""
+    places = np.searchsorted(optical_flow.rows, rows)
+    return np.asarray(optical_flow.flow_uv[places], np.float32)
+
+
 def prefetch(make: Callable[[int], T], start: int, stop: int, *, depth: int = 3) -> Generator[T, None, None]:
     """make(start) ... make(stop - 1) in order, computed ahead in one thread; an error in it is raised here in turn."""
     pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
@@ -216,8 +249,10 @@ def prefetch(make: Callable[[int], T], start: int, stop: int, *, depth: int = 3)
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _augment(views: list[np.ndarray], labels: RawLabels | None, rng: np.random.Generator) -> None:
-    """Augment each sample's frames and masks alike, in place."""
+def _augment(
+    views: list[np.ndarray], labels: RawLabels | None, flow_uv: np.ndarray | None, rng: np.random.Generator
+) -> None:
+    """Augment each sample's frames, masks and motion alike, in place."""
     square = views[0].shape[1] == views[0].shape[2]
     ends = np.cumsum(labels.counts) if labels is not None else ()
     for sample in range(len(views[0])):
@@ -227,6 +262,8 @@ def _augment(views: list[np.ndarray], labels: RawLabels | None, rng: np.random.G
         if labels is not None:
             own = slice(ends[sample] - labels.counts[sample], ends[sample])
             labels.masks[own] = augmentation.masks(labels.masks[own])
+        if flow_uv is not None:
+            flow_uv[sample] = augmentation.optical_flow(flow_uv[sample])
 
 
 @lru_cache(maxsize=4)
@@ -236,5 +273,7 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
     yield from (batch.frame_a, batch.frame_b, batch.dt)
+    if batch.optical_flow is not None:
+        yield batch.optical_flow
     for instances in batch.labels or ():
         yield from (instances.boxes, instances.scores, instances.masks)

@@ -13,16 +13,17 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.interface import Batch, Needs, Segmenter
+from models.interface import Batch, Needs, OpticalFlowEstimator, Segmenter
 from tasks.training.batches import (
     Samples,
     Stager,
+    flow_samples,
     labelled_samples,
     make_batch,
     pair_samples,
@@ -52,6 +53,7 @@ class Recipe:
     seed: int = 0
     precision: str = "auto"
     augment: bool = True
+    copy_paste: bool = False
     validate_every: int = 200
     collapse_patience: int = 3
 
@@ -62,13 +64,14 @@ class Hooks:
 
     on_resume: (iteration) of the checkpoint that the run goes on from, 0 for a fresh start; notes say why.
     on_log: (iteration, mean of each loss term since the last call, with learning_rate and images_per_s).
-    on_validate: (iteration, model in evaluation mode) -> what it predicts, or None to skip the collapse check.
+    on_validate: (iteration, the model that fit was given, in evaluation mode) -> what it predicts, or None to skip the
+        collapse check.
     on_checkpoint: (iteration), before the checkpoint is written: what the caller keeps must not fall behind it.
     """
 
     on_resume: Callable[[int, list[str]], None] = lambda iteration, notes: None
     on_log: Callable[[int, dict[str, float]], None] = lambda iteration, values: None
-    on_validate: Callable[[int, Segmenter], PredictionStats | None] = lambda iteration, model: None
+    on_validate: Callable[[int, Any], PredictionStats | None] = lambda iteration, model: None
     on_checkpoint: Callable[[int], None] = lambda iteration: None
 
 
@@ -86,7 +89,7 @@ class Fitted:
 
 
 def fit(
-    model: Segmenter,
+    model: Segmenter | OpticalFlowEstimator,
     store: FrameStore,
     recipe: Recipe,
     *,
@@ -102,14 +105,18 @@ def fit(
     Raises CollapseError when training degenerates, NothingLeftError without samples.
     """
     device = torch.device(device)
-    if model.needs != "pairs" and labels is None:
+    if model.needs is None:
+        raise ValueError(f"{type(model).__name__} has nothing to train")
+    reads_labels = model.needs in ("labels", "truth")
+    if reads_labels and labels is None:
         raise ValueError(f"{type(model).__name__} learns from labels and was given none")
-    labels = labels if model.needs != "pairs" else None
+    labels = labels if reads_labels else None
     samples = _choose_samples(store, labels, model.needs)
     make = partial(
         make_batch, store, samples, labels,
-        batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment,
+        batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment, copy_paste=recipe.copy_paste,
         trusted=1.0 if labels is None else typical_confidence(labels),
+        optical_flow=store.optical_flow if model.needs == "optical_flow" else None,
     )  # fmt: skip
     with numerics(device):
         run = _Run(model, recipe, device, checkpoints, hooks or Hooks())
@@ -125,12 +132,14 @@ def fit(
 def _choose_samples(store: FrameStore, labels: LabelStore | None, needs: Needs) -> Samples:
     if needs == "truth":
         return truth_samples(store)
+    if needs == "optical_flow":
+        return flow_samples(store)
     return pair_samples(store) if labels is None else labelled_samples(store, labels)
 
 
 @dataclass
 class _Run:
-    model: Segmenter
+    model: Segmenter | OpticalFlowEstimator
     recipe: Recipe
     device: torch.device
     checkpoints: Checkpoints | None
@@ -214,7 +223,12 @@ class _Run:
 
 
 def train_step(
-    model: Segmenter, optimizer: Optimizer, batch: Batch, *, dtype: torch.dtype | None, clip: float | None
+    model: Segmenter | OpticalFlowEstimator,
+    optimizer: Optimizer,
+    batch: Batch,
+    *,
+    dtype: torch.dtype | None,
+    clip: float | None,
 ) -> dict[str, Tensor]:
     """Forward, backward, update. Returns the loss terms, detached, still on the device.
 

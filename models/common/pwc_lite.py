@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .circular import CircularConv, double
 from .cost_volume import correlate
 from .warp import warp
 
@@ -62,9 +63,9 @@ class MotionNetwork(nn.Module):
         for features_a, features_b, matcher in zip(pyramid_a[::-1], pyramid_b[::-1], self.matchers[::-1], strict=True):
             motion, flow_uv = matcher(features_a, features_b, coarser)
             # The same motion is twice as many pixels of the next level, and of the frame after the last, at stride 2.
-            coarser = _double(motion), 2 * _double(flow_uv)
+            coarser = double(torch.cat((motion, 2 * flow_uv), dim=1))
         assert coarser is not None
-        return torch.cat(coarser, dim=1)  # the network's own estimate of the flow stands among the features
+        return coarser  # the network's own estimate of the flow stands among the features, last
 
 
 class DenseMotion(nn.Conv2d):
@@ -93,18 +94,19 @@ class _Matcher(nn.Module):
         costs = (2 * search_range + 1) ** 2
         inputs = costs + width + (channels + 2 if from_coarser else 0)
         self.decoder = nn.Sequential(*_conv(inputs, 2 * channels), *_conv(2 * channels, channels))
-        self.flow = nn.Conv2d(channels, 2, 3, padding=1, padding_mode="circular")
+        self.flow = CircularConv(channels, 2)
 
-    def forward(
-        self, features_a: Tensor, features_b: Tensor, coarser: tuple[Tensor, Tensor] | None
-    ) -> tuple[Tensor, Tensor]:
-        """Features of two frames at one level -> (motion (B, channels, h, w), flow_uv (B, 2, h, w) level pixels)."""
+    def forward(self, features_a: Tensor, features_b: Tensor, coarser: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features of two frames at one level -> (motion (B, channels, h, w), flow_uv (B, 2, h, w) level pixels).
+
+        coarser: both of the coarser level, (B, channels + 2, h, w), in pixels of this one.
+        """
         if coarser is None:
-            motion = self.decoder(torch.cat((self._costs(features_a, features_b), features_a), dim=1))
+            motion = self.decoder((self._costs(features_a, features_b), features_a))
             return motion, self.flow(motion)
-        _, flow_uv = coarser
+        flow_uv = coarser[:, -2:]
         costs = self._costs(features_a, warp(features_b, flow_uv, outside="circular").to(features_b.dtype))
-        motion = self.decoder(torch.cat((costs, features_a, *coarser), dim=1))
+        motion = self.decoder((costs, features_a, coarser))
         return motion, flow_uv + self.flow(motion)
 
     def _costs(self, features_a: Tensor, features_b: Tensor) -> Tensor:
@@ -112,8 +114,7 @@ class _Matcher(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> tuple[nn.Module, nn.Module]:
-    conv = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, padding_mode="circular")
-    return conv, nn.LeakyReLU(0.1, inplace=True)
+    return CircularConv(inputs, outputs, stride), nn.LeakyReLU(0.1, inplace=True)
 
 
 def _contrast(features: Tensor) -> Tensor:
@@ -123,9 +124,3 @@ def _contrast(features: Tensor) -> Tensor:
     the true match is a maximum, and costs have one scale at every level.
     """
     return F.normalize(features - features.mean(dim=(2, 3), keepdim=True))
-
-
-def _double(features: Tensor) -> Tensor:
-    """Bilinear upsampling by two with circular borders: (B, C, h, w) -> (B, C, 2h, 2w)."""
-    around = F.pad(features, (1, 1, 1, 1), mode="circular")
-    return F.interpolate(around, scale_factor=2.0, mode="bilinear", align_corners=False)[:, :, 2:-2, 2:-2]

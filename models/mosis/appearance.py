@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.ops import roi_align
 
 from ..common.boxes import widen_boxes
+from ..common.regions import pool_regions
 from .config import ANCHORS, STRIDES, NetworkSpec
 from .darknet import ConvBlock, Darknet
 
@@ -90,16 +90,15 @@ class AppearanceNetwork(nn.Module):
         RoIAlign passes no gradient to the regions; `paste_masks` does.
         """
         side = self.region_side
-        features = roi_align(
+        features = pool_regions(
             mask_features.float(),  # half precision does not hold where the regions lie
-            [boxes.detach() for boxes in regions],
-            output_size=side,
-            spatial_scale=1 / MASK_STRIDE,
-            sampling_ratio=self.region_samples,
-            aligned=True,
+            regions,
+            stride=MASK_STRIDE,
+            side=side,
+            samples=self.region_samples,
         )
         if len(features) == 0:
-            return features.new_zeros(0, side, side, dtype=torch.float32) + 0 * mask_features.sum()
+            return features[:, 0]
         return self.mask_head(features).float()
 
 
@@ -136,12 +135,19 @@ class MaskHead(nn.Sequential):
         layers: list[nn.Module] = []
         for _ in range(4):
             layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.ReLU(inplace=True)]
-        super().__init__(*layers, nn.Conv2d(channels, 1, 1), _DropChannel())
+        super().__init__(*layers, _Readout(channels, 1, 1))
 
 
-class _DropChannel(nn.Module):
+class _Readout(nn.Conv2d):
+    """A 1x1 convolution to one channel as the matrix product that it is: (R, C, S, S) -> (R, S, S).
+
+    A map of one channel has no memory order of its own, and the convolution's gradient would come back in another
+    order than the layers before it have.
+    """
+
     def forward(self, features: Tensor) -> Tensor:
-        return features[:, 0]
+        assert self.bias is not None
+        return features.permute(0, 2, 3, 1) @ self.weight.flatten() + self.bias
 
 
 class _Head(nn.Module):

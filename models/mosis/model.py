@@ -58,8 +58,9 @@ class Mosis(Segmenter):
         regions = self.appearance.regions(boxes)
         mask_logits = self.appearance.mask_logits(proposals.mask_features, regions.unbind(0))
         masks = mask_logits.sigmoid().view(*index.shape, *mask_logits.shape[1:])  # (B, K, S, S)
-        # Eq. 3 multiplies by these: the text calls both logits and uses both as probabilities.
-        return paste_masks(masks, regions, proposals.image_size) * logits.sigmoid()[..., None, None], logits
+        # Eq. 3 multiplies by these: the text calls both logits and uses both as probabilities. Pasting is linear.
+        masks = masks * logits.sigmoid()[..., None, None]
+        return paste_masks(masks, regions, proposals.image_size), logits
 
     @torch.no_grad()
     def predict(

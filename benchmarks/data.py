@@ -41,7 +41,7 @@ GENERATOR: dict[str, Any] = {
     "shapes": ("circle", "square", "triangle", "pentagon", "hexagon", "star"), "objects": (1, 5), "radius": (9.0, 22.0),
     "speed": (0.8, 3.5), "background_path": "mixed", "background_zoom": (1.2, 2.0), "pictures": None,
     "dense_flow": False, "rotation_deg": 0.0, "scaling": 0.0, "deformation": 0.0, "occlusion_order": False,
-    "standing_still": 0.0, "lighting": 0.0,
+    "standing_still": 0.0, "lighting": 0.0, "camera_shake": 0.0, "camera_zoom": 0.0, "texture_contrast": 1.0,
 }  # fmt: skip
 """SyntheticParams' defaults (but for dense_flow, which no row reads), for machines without pydantic."""
 FRESH_SEED = 1000

@@ -74,6 +74,12 @@ class SyntheticParams:
     """Share of time that each object stands still, in spells."""
     lighting: Share = 0.0
     """Amplitude of a slow change of brightness."""
+    camera_shake: Annotated[float, Field(ge=0, le=64)] = 0.0
+    """How far the camera jumps at random from frame to frame, pixels to each side."""
+    camera_zoom: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Amplitude of the camera's slow zooming in and out, as a share of the size of all that is seen."""
+    texture_contrast: Share = 1.0
+    """Contrast within the background and within each object; their mean colours stay."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from tasks.errors import ParamsError, SourceError
 from tasks.params import IngestParams, SyntheticParams
 from tasks.pool import map_unordered
 from tasks.sources.synthetic import SyntheticVideo, generate_video, open_synthetic
-from tasks.sources.synthetic.draw import fold, mirror
+from tasks.sources.synthetic.camera import Camera, Pose
+from tasks.sources.synthetic.draw import UNIT, fold, mirror
 from tasks.sources.synthetic.jobs import assign_splits, encode_png
 from tasks.sources.synthetic.render import render
 from tasks.sources.synthetic.scene import Path as BackgroundPath
@@ -27,6 +28,7 @@ from tasks.sources.synthetic.textures import SHAPES
 
 HALF_SIDE_8 = 8 * math.sqrt(2)
 """Radius of the square whose half side is 8 pixels."""
+CAMERA = {"camera_shake": 1.5, "camera_zoom": 0.1}
 BEYOND = {"rotation_deg": 5.0, "scaling": 0.2, "deformation": 0.2, "occlusion_order": True, "standing_still": 0.3}
 
 
@@ -132,7 +134,7 @@ def warp_back(frame: np.ndarray, flow_uv: np.ndarray) -> np.ndarray:
     return cv2.remap(frame, grid_x + flow_uv[..., 0], grid_y + flow_uv[..., 1], cv2.INTER_LINEAR)
 
 
-@pytest.mark.parametrize("beyond", [{}, BEYOND], ids=["thesis", "beyond"])
+@pytest.mark.parametrize("beyond", [{}, BEYOND, CAMERA, BEYOND | CAMERA], ids=["thesis", "beyond", "camera", "all"])
 @pytest.mark.parametrize("index", [0, 1, 2])
 def test_flow_takes_the_next_frame_back(beyond, index):
     video = generate_video(SyntheticParams(frames=6, objects=(3, 3), speed=(2.0, 3.0), **beyond), index)
@@ -246,6 +248,64 @@ def test_spells_of_standing_still(share):
         assert np.mean(np.diff(thing.moved) == 0) == pytest.approx(share, abs=0.06)
 
 
+def test_camera_by_hand():
+    """Zoom 2 about the middle (32, 32), then 3 pixels to the left."""
+    camera = Camera((32 * 256, 32 * 256), ((3 * 256, 0),), (2 * UNIT,))
+    pose = camera.view(Pose((40 * 256, 32 * 256), (UNIT, 0, 0, UNIT), (UNIT, 0, 0, UNIT), (0, 0), 10), 0)
+    assert pose.centre == (45 * 256, 32 * 256)
+    assert pose.matrix == (2 * UNIT, 0, 0, 2 * UNIT)
+    assert pose.inverse == (UNIT // 2, 0, 0, UNIT // 2)
+    assert pose.reach >= 20
+    # The middle lies between pixels 31 and 32: pixel 32 is half a pixel right of it, and shows 3 more, both halved.
+    assert camera.see(64, 0, 0)[32] == 31.5 * 256 + 3.5 * 256 / 2
+    for axis in (0, 1):
+        np.testing.assert_allclose(camera.project(camera.see(64, axis, 0), axis, 0), np.arange(64) * 256, atol=1)
+
+
+def test_camera_zooms_masks_exactly():
+    params = small(shapes=("square",), radius=(HALF_SIDE_8, HALF_SIDE_8), objects=(1, 1), frames=2)
+    scene = draw_scene(params, 0)
+    square = dataclasses.replace(scene.objects[0], start=(30 * 256, 32 * 256), velocity=(0, 0))
+    camera = Camera((32 * 256, 32 * 256), ((0, 0), (0, 5 * 256)), (UNIT, 2 * UNIT))
+    first, second = render(dataclasses.replace(scene, objects=(square,), camera=camera), optical_flow=True)
+    expected = np.zeros((2, 64, 64), bool)
+    expected[0, 24:40, 22:38] = True
+    expected[1, 11:43, 12:44] = True
+    np.testing.assert_array_equal([first.masks[0], second.masks[0]], expected)
+    assert first.flow_uv is not None
+    # Left edge 22.5 -> 13 and right edge 37.5 -> 43: u = x - 32 at pixel centres.
+    np.testing.assert_allclose(first.flow_uv[30, [22, 37], 0], [-9.5, 5.5], atol=0.02)
+
+
+def test_camera_changes_nothing_but_the_view():
+    plain, shaken = draw_scene(small(), 0), draw_scene(small(**CAMERA), 0)
+    assert plain.camera.still
+    assert not shaken.camera.still
+    assert plain.path == shaken.path
+    assert [thing.start for thing in plain.objects] == [thing.start for thing in shaken.objects]
+    np.testing.assert_array_equal(plain.background, shaken.background)
+    shifts = np.array(draw_scene(small(frames=400, camera_shake=2.0), 0).camera.shifts) / 256
+    assert -2 <= shifts.min() < -1.9
+    assert 1.9 < shifts.max() <= 2
+
+
+def test_objects_may_leave_a_zooming_view():
+    scene = draw_scene(small(frames=1, objects=(5, 5)), 0)
+    camera = Camera((32 * 256, 32 * 256), ((0, 0),), (20 * UNIT,))
+    (one,) = render(dataclasses.replace(scene, camera=camera), optical_flow=False)
+    assert one.masks.any((1, 2)).sum() < 5
+
+
+def test_low_contrast_keeps_mean_colours_and_masks():
+    plain, faint = (small(texture_contrast=share) for share in (1.0, 0.25))
+    np.testing.assert_array_equal(generate_video(plain, 0).masks, generate_video(faint, 0).masks)
+    scenes = draw_scene(plain, 0), draw_scene(faint, 0)
+    pictures = [[scene.background, *(thing.sprite[..., :3] for thing in scene.objects)] for scene in scenes]
+    for full, faded in zip(*pictures, strict=True):
+        np.testing.assert_allclose(faded.mean((0, 1)), full.mean((0, 1)), atol=1)
+        np.testing.assert_allclose(faded.std((0, 1)), full.std((0, 1)) / 4, atol=0.5)
+
+
 def test_lighting_changes_slowly():
     params = small(frames=120, objects=(0, 0), background_path="constant", lighting=0.3)
     gains = [draw_scene(params, 0).gain(t) / 256 for t in range(120)]
@@ -348,7 +408,9 @@ def test_clip_ids_follow_what_shapes_the_pixels(tmp_path):
         return dataclasses.replace(job, split="train").run(tmp_path)[0].clip_id
 
     assert first_id(videos=5) == first_id(videos=3)
-    assert len({first_id(), first_id(seed=1), first_id(objects=(1, 1)), first_id(lighting=0.1)}) == 4
+    assert first_id(texture_contrast=1.0) == first_id() == "52d1fccf71aee74a"
+    others = [{"seed": 1}, {"objects": (1, 1)}, {"lighting": 0.1}, {"camera_zoom": 0.1}]
+    assert len({first_id(), *(first_id(**changes) for changes in others)}) == 5
 
 
 def test_png_is_lossless():

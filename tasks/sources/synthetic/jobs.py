@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 GENERATOR = 1
 """Raised whenever the same parameters begin to give other pixels, so that clips get other ids."""
+_LATER = {"camera_shake": 0.0, "camera_zoom": 0.0, "texture_contrast": 1.0}
+"""Settings that came after the first clips, and where they change nothing: clips made before keep their ids."""
 _SPLIT_STREAM = 2**32
 """Set apart from the video numbers, which seed the videos."""
 _MAX_BACKGROUND_SIDE = 16_384
@@ -62,7 +64,8 @@ class SyntheticJob:
 
     def _ingest(self) -> dict[str, Any]:
         """What shapes the pixels: not the number of videos, and of the pictures their content, not their place."""
-        known = {key: value for key, value in asdict(self.params).items() if key not in ("videos", "pictures")}
+        settings = {key: value for key, value in asdict(self.params).items() if key not in ("videos", "pictures")}
+        known = {key: value for key, value in settings.items() if _LATER.get(key) != value}
         return known | {"generator": GENERATOR, "pictures_sha256": self.pictures_sha256}
 
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tasks.sources.synthetic.camera import Pose
 from tasks.sources.synthetic.draw import SUBPIXEL, UNIT, mirror, sample
-from tasks.sources.synthetic.scene import MovingObject, Pose, Scene
+from tasks.sources.synthetic.scene import MovingObject, Scene
 
 _SINE = np.array([round(math.sin(2 * math.pi * i / 1024) * UNIT) for i in range(1024)], np.int64)
 _NOBODY = -1
@@ -51,28 +52,35 @@ def render(scene: Scene, *, optical_flow: bool) -> Iterator[Rendered]:
 
 def _background(scene: Scene, t: int) -> np.ndarray:
     """(H, W, 3) int32: the window at its offset, bilinear, the picture mirrored at its edges."""
-    x, y = scene.path.at(t)
+    offset_x, offset_y = scene.path.at(t)
     height, width = scene.background.shape[:2]
-    rows = mirror((y >> 8) + np.arange(scene.height + 1), height)
-    columns = mirror((x >> 8) + np.arange(scene.width + 1), width)
-    patch = scene.background[rows][:, columns].astype(np.int32)
-    right, lower = x & 255, y & 255
-    across = patch[:, :-1] * (256 - right) + patch[:, 1:] * right
-    return (across[:-1] * (256 - lower) + across[1:] * lower + (UNIT >> 1)) >> 16
+    x, y = scene.camera.see(scene.width, 0, t) + offset_x, scene.camera.see(scene.height, 1, t) + offset_y
+    right, lower = (x & 255)[None, :, None], (y & 255)[:, None, None]
+    picture = scene.background.astype(np.int32)
+    upper_rows, lower_rows = picture[mirror(y >> 8, height)], picture[mirror((y >> 8) + 1, height)]
+    rows = upper_rows * (256 - lower) + lower_rows * lower  # (H, W', 3)
+    left, following = mirror(x >> 8, width), mirror((x >> 8) + 1, width)
+    return (rows[:, left] * (256 - right) + rows[:, following] * right + (UNIT >> 1)) >> 16
 
 
 def _place(thing: MovingObject, t: int, scene: Scene) -> _Layer:
-    pose = thing.pose(t)
+    pose = scene.camera.view(thing.pose(t), t)
     centre_x, centre_y = pose.centre
-    left, top = max(0, (centre_x >> 8) - pose.reach), max(0, (centre_y >> 8) - pose.reach)
-    right = min(scene.width, (centre_x >> 8) + pose.reach + 1)
-    bottom = min(scene.height, (centre_y >> 8) + pose.reach + 1)
+    # Both ends within the frame: a zooming camera may lose an object altogether.
+    left, right = _clip(centre_x, pose.reach, scene.width)
+    top, bottom = _clip(centre_y, pose.reach, scene.height)
     x = np.arange(left, right, dtype=np.int64) * SUBPIXEL + SUBPIXEL // 2 - centre_x
     y = np.arange(top, bottom, dtype=np.int64) * SUBPIXEL + SUBPIXEL // 2 - centre_y
     grid_x, grid_y = (axis.ravel() for axis in np.meshgrid(x, y))
-    if not thing.rigid:
+    if not _translates(thing, scene):
         grid_x, grid_y = _unbend(thing, pose, *_apply(pose.inverse, grid_x, grid_y))
     return _Layer((slice(top, bottom), slice(left, right)), grid_x, grid_y, pose)
+
+
+def _clip(centre: int, reach: int, length: int) -> tuple[int, int]:
+    """Pixels that reach so far from `centre` (1/256 pixel), first and one past the last, cut at the frame."""
+    first, last = (centre >> 8) - reach, (centre >> 8) + reach + 1
+    return min(max(0, first), length), min(max(0, last), length)
 
 
 def _paint(canvas: np.ndarray, owner: np.ndarray, thing: MovingObject, number: int, layer: _Layer) -> None:
@@ -90,26 +98,43 @@ def _flow(scene: Scene, t: int, owner: np.ndarray, layers: dict[int, _Layer]) ->
     flow_uv = np.zeros((scene.height, scene.width, 2), np.float32)
     if t + 1 == scene.frames:
         return flow_uv
-    here, there = scene.path.at(t), scene.path.at(t + 1)
-    flow_uv[...] = [(here[i] - there[i]) / SUBPIXEL for i in (0, 1)]
+    flow_uv[...] = _background_flow(scene, t)
     for number, layer in layers.items():
         mine = owner[layer.place] == number
         if mine.any():
-            flow_uv[layer.place][mine] = _object_flow(scene.objects[number], t, layer, mine.ravel())
+            flow_uv[layer.place][mine] = _object_flow(scene, number, t, layer, mine.ravel())
     return flow_uv
 
 
-def _object_flow(thing: MovingObject, t: int, layer: _Layer, mine: np.ndarray) -> np.ndarray:
+def _background_flow(scene: Scene, t: int) -> np.ndarray:
+    """(H, W, 2) pixels, or (2,) under a camera that stands still."""
+    here, there = scene.path.at(t), scene.path.at(t + 1)
+    if scene.camera.still:
+        return np.array([(here[i] - there[i]) / SUBPIXEL for i in (0, 1)])
+    flows = []
+    for axis, length in enumerate((scene.width, scene.height)):
+        pixels = np.arange(length) * SUBPIXEL
+        points = scene.camera.see(length, axis, t) + here[axis] - there[axis]
+        flows.append((scene.camera.project(points, axis, t + 1) - pixels) / SUBPIXEL)
+    across, down = np.meshgrid(*flows)
+    return np.stack([across, down], axis=2)
+
+
+def _object_flow(scene: Scene, number: int, t: int, layer: _Layer, mine: np.ndarray) -> np.ndarray:
     """(N, 2) pixels, or (2,) for pure translation: the difference of the centres (thesis 3.9)."""
-    here, there = layer.pose.centre, thing.centre(t + 1)
-    shift = [(there[i] - here[i]) / SUBPIXEL for i in (0, 1)]
-    if thing.rigid:
+    thing = scene.objects[number]
+    pose = scene.camera.view(thing.pose(t + 1), t + 1)
+    shift = [(pose.centre[i] - layer.pose.centre[i]) / SUBPIXEL for i in (0, 1)]
+    if _translates(thing, scene):
         return np.array(shift, np.float32)
     local = layer.local_x[mine], layer.local_y[mine]
     now = _apply(layer.pose.matrix, *_bend(thing, layer.pose, *local))
-    pose = thing.pose(t + 1)
     then = _apply(pose.matrix, *_bend(thing, pose, *local))
     return np.stack([(then[i] - now[i]).astype(np.float32) / SUBPIXEL + np.float32(shift[i]) for i in (0, 1)], axis=1)
+
+
+def _translates(thing: MovingObject, scene: Scene) -> bool:
+    return thing.rigid and not scene.camera.zooms_at_all
 
 
 def _apply(matrix: tuple[int, int, int, int], x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

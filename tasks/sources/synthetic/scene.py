@@ -8,14 +8,17 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from tasks.sources.synthetic.draw import UNIT, Draw, fold, subpixels, turn
+from tasks.sources.synthetic.camera import STILL, Camera, Pose
+from tasks.sources.synthetic.draw import SUBPIXEL, UNIT, Draw, fold, subpixels, turn
 from tasks.sources.synthetic.shapes import coverage
-from tasks.sources.synthetic.textures import add_distractors, texture
+from tasks.sources.synthetic.textures import add_distractors, fade, texture
 
 if TYPE_CHECKING:
     from tasks.params import SyntheticParams
 
 _MIN_SCALE = 1 / 8
+_CAMERA_STREAM = 1
+"""Sets the camera's random draws apart from those of the scene."""
 _CAMOUFLAGED = 4
 """One object in so many wears colours of its background, so that colour alone finds no objects."""
 
@@ -51,22 +54,6 @@ class Path:
         """(x, y) in 1/256 pixel."""
         x, y = (self.start[i] + self.velocity[i] * t + self.waves[i].at(t) for i in (0, 1))
         return subpixels(x), subpixels(y)
-
-
-@dataclass(frozen=True)
-class Pose:
-    """An object at one frame: image = matrix @ bent(local) + centre.
-
-    centre: (x, y) in 1/256 pixel. matrix, inverse: row-major 2x2 in 1/65536.
-    bend_phases: of the two outline waves, in 1/1024 turn.
-    """
-
-    centre: tuple[int, int]
-    matrix: tuple[int, int, int, int]
-    inverse: tuple[int, int, int, int]
-    bend_phases: tuple[int, int]
-    reach: int
-    """Pixels from the centre beyond which nothing of the object lies."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +112,7 @@ class Scene:
     spell: int
     """Frames that one depth order lasts."""
     light: Wave
+    camera: Camera = STILL
 
     def order(self, t: int) -> tuple[int, ...]:
         return self.orders[t // self.spell]
@@ -149,7 +137,10 @@ def draw_scene(params: SyntheticParams, index: int, paint: Texture = texture) ->
         tuple(draw.order(len(objects))) if params.occlusion_order else tuple(range(len(objects))) for _ in range(spells)
     )
     light = Wave(params.lighting, draw.real(40, 120), draw.real(0, 6.2831))
-    return Scene(params.height, params.width, params.frames, background, path, objects, orders, spell, light)
+    # Drawn from last and from draws of its own, so that neither changes anything else.
+    background = fade(background, params.texture_contrast)
+    camera = _draw_camera(Draw(params.seed, index, _CAMERA_STREAM), params)
+    return Scene(params.height, params.width, params.frames, background, path, objects, orders, spell, light, camera)
 
 
 def timestamps_us(params: SyntheticParams) -> list[int]:
@@ -170,11 +161,22 @@ def _draw_path(draw: Draw, params: SyntheticParams, size: tuple[int, int]) -> Pa
     return Path(start, (0.0, 0.0), (x, y))
 
 
+def _draw_camera(draw: Draw, params: SyntheticParams) -> Camera:
+    reach = subpixels(params.camera_shake)
+    zoom = Wave(params.camera_zoom, draw.real(30, 80), draw.real(0, 6.2831))
+    if reach == 0 and params.camera_zoom == 0:
+        return STILL
+    shifts = draw.array(-reach, reach, (params.frames, 2)).tolist()
+    zooms = [round(UNIT * max(1 + zoom.at(t), _MIN_SCALE)) for t in range(params.frames)]
+    middle = (params.width * SUBPIXEL // 2, params.height * SUBPIXEL // 2)
+    return Camera(middle, tuple((x, y) for x, y in shifts), tuple(zooms))
+
+
 def _draw_object(draw: Draw, params: SyntheticParams, paint: Texture, background: np.ndarray) -> MovingObject:
     shape, radius = draw.choice(params.shapes), draw.real(*params.radius)
     cover = coverage(shape, radius)
     like = background if draw.integer(1, _CAMOUFLAGED) == 1 else None
-    colours = paint(draw, *cover.shape, like=like)
+    colours = fade(paint(draw, *cover.shape, like=like), params.texture_contrast)
     sprite = np.concatenate([colours, cover[:, :, None]], axis=2).astype(np.int32)
     # Half a radius from the edge: an object may be cut by the frame, but never hides behind it.
     margins = [subpixels(min(radius / 2, side / 4)) for side in (params.width, params.height)]

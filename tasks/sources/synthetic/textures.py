@@ -26,6 +26,15 @@ def texture(draw: Draw, height: int, width: int, *, scale: float = 1.0, like: np
     return np.clip(coloured + grain, 0, 255).astype(np.uint8)
 
 
+def fade(picture: np.ndarray, contrast: float) -> np.ndarray:
+    """`picture` (H, W, 3) uint8 drawn towards its mean colour: `contrast` of 1 leaves it, 0 leaves the mean alone."""
+    if contrast == 1:
+        return picture
+    share = round(256 * contrast)
+    mean = picture.sum((0, 1), dtype=np.int64) // (picture.shape[0] * picture.shape[1])
+    return ((picture * share + mean * (256 - share) + 128) >> 8).astype(np.uint8)
+
+
 def add_distractors(draw: Draw, picture: np.ndarray, radius: tuple[float, float], scale: float) -> None:
     """Paint shapes filled with other parts of the picture, lighter or darker, into it: they are part of the background.
 

@@ -32,7 +32,7 @@ def fade(picture: np.ndarray, contrast: float) -> np.ndarray:
         return picture
     share = round(256 * contrast)
     mean = picture.sum((0, 1), dtype=np.int64) // (picture.shape[0] * picture.shape[1])
-    return ((picture * share + mean * (256 - share) + 128) >> 8).astype(np.uint8)
+    return ((picture.astype(np.int32) * share + mean * (256 - share) + 128) >> 8).astype(np.uint8)
 
 
 def add_distractors(draw: Draw, picture: np.ndarray, radius: tuple[float, float], scale: float) -> None:

@@ -83,6 +83,15 @@ def find_visible(forward_uv: Tensor, backward_uv: Tensor) -> Tensor:
     return (gap < 0.01 * lengths + 0.5) & inside_frame(forward_uv)
 
 
+def trust_visible(visible: Tensor, *, least: float = 0.5) -> Tensor:
+    """`visible` (B, H, W), or every pixel of an image of which less than `least` is visible.
+
+    Motions that disagree everywhere or lead out of the frame are wrong, not hidden. Left out of the loss they would
+    stay so: nothing visible is nothing to pay for, and the network learns to look away.
+    """
+    return visible | (visible.float().mean((1, 2), keepdim=True) < least)
+
+
 def _census(image: Tensor, radius: int) -> Tensor:
     """Grey of the window around each pixel minus the pixel's own, soft-signed: (B, 3, H, W) -> (B, n^2, H, W)."""
     side = 2 * radius + 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from ..common.circular import CircularConv
 from ..common.pwc_lite import DenseMotion, MotionNetwork
 from ..common.warp import warp
 from ..interface import Batch, OpticalFlowEstimator
@@ -16,6 +17,7 @@ from .losses import (
     photometric_error,
     robust_error,
     squared_error,
+    trust_visible,
 )
 from .sizes import estimate_resized
 
@@ -75,7 +77,7 @@ class PwcLite(OpticalFlowEstimator):
 
     def _explain(self, frame: Tensor, other: Tensor, flow_uv: Tensor, back_uv: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(photometric error, smoothness, share of visible pixels) of the motion from `frame` to `other`."""
-        visible = find_visible(flow_uv, back_uv)
+        visible = trust_visible(find_visible(flow_uv, back_uv))
         if not self.config.occlusion:
             visible = torch.ones_like(visible)
         compare = census_error if self.config.photometric == "census" else photometric_error
@@ -92,16 +94,12 @@ class _Refiner(nn.Module):
     def __init__(self, channels: int, hidden: int = 24) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            _conv(channels + 6, hidden), nn.LeakyReLU(0.1, inplace=True),
-            _conv(hidden, hidden), nn.LeakyReLU(0.1, inplace=True),
-            _conv(hidden, 2),
+            CircularConv(channels + 6, hidden), nn.LeakyReLU(0.1, inplace=True),
+            CircularConv(hidden, hidden), nn.LeakyReLU(0.1, inplace=True),
+            CircularConv(hidden, 2),
         )  # fmt: skip
 
     def forward(self, features: Tensor, frames_a: Tensor, frames_b: Tensor) -> Tensor:
         flow_uv = features[:, -2:]
         residual = warp(frames_b, flow_uv.detach(), outside="circular") - frames_a
-        return flow_uv + self.layers(torch.cat((features, frames_a, residual), dim=1))
-
-
-def _conv(inputs: int, outputs: int) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, 3, padding=1, padding_mode="circular")
+        return flow_uv + self.layers((features, frames_a, residual))

@@ -257,10 +257,11 @@ def test_half_precision_forward_leaves_the_loss_in_single_precision() -> None:
 def test_the_readme_names_functions_that_exist() -> None:
     text = (Path(models.mosis.__file__).parent / "README.md").read_text(encoding="utf-8")
     table = text[text.index("## Equation") : text.index("## Faults")]
-    names = re.findall(r"`(\w+)\.([\w.]+)`", table)
+    names = re.findall(r"`((?:common\.)?\w+)\.([\w.]+)`", table)
     assert len(names) > 15
     for module, path in names:
-        operator.attrgetter(path)(importlib.import_module(f"models.mosis.{module}"))
+        package = "models" if module.startswith("common.") else "models.mosis"
+        operator.attrgetter(path)(importlib.import_module(f"{package}.{module}"))
     options = text[text.index("## Faults") : text.index("## Deviations")]
     fields = {field.name for field in dataclasses.fields(MosisConfig)}
     assert {"objectness_target", "warp_direction", "target_normalisation", "error_scale"} <= fields

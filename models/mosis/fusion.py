@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -15,9 +17,47 @@ def partition(masks: Tensor) -> Tensor:
     masks: (B, K, H, W) in [0, 1], already multiplied by objectness; K may be 0.
     Returns S: (B, K+1, H, W), index 0 the background; sums to 1 over the segments, to within EPSILON.
     """
-    background = (1 - masks).prod(dim=1, keepdim=True)  # eq. 3
-    segments = torch.cat((background, masks), dim=1)  # (B, K+1, H, W)
-    return segments / (segments.sum(dim=1, keepdim=True) + EPSILON)  # eq. 4
+    segments: Tensor = _Partition.apply(masks)
+    return segments
+
+
+class _Partition(torch.autograd.Function):
+    """Eq. 3 and 4 in few passes over memory: the maps are the largest tensors of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, masks: Tensor) -> Tensor:
+        batch, count, height, width = masks.shape
+        segments = masks.new_empty(batch, count + 1, height, width)
+        segments[:, 1:] = masks
+        segments[:, 0] = (1 - masks).prod(dim=1)  # eq. 3
+        total = segments.sum(dim=1, keepdim=True) + EPSILON
+        segments /= total  # eq. 4
+        ctx.save_for_backward(masks, segments, total)
+        return segments
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        masks, segments, total = ctx.saved_tensors
+        pull = (gradient * segments).sum(dim=1, keepdim=True)
+        free = 1 - masks
+        background = segments[:, :1] * total
+        if bool((background == 0).any()):  # a mask is exactly 1 somewhere
+            others = _products_of_others(free)
+        else:
+            others = background / free
+        others *= pull - gradient[:, :1]
+        others += gradient[:, 1:]
+        others -= pull
+        return others.div_(total)
+
+
+def _products_of_others(factors: Tensor) -> Tensor:
+    """Of (B, K, H, W) factors, some of them 0: for each the product over K of all but itself."""
+    zero = factors == 0
+    rest = factors.masked_fill(zero, 1)
+    product, zeros = rest.prod(dim=1, keepdim=True), zero.sum(dim=1, keepdim=True)
+    return torch.where(zeros - zero.long() == 0, product / rest, 0)
 
 
 def pool_motion(segments: Tensor, features: Tensor) -> Tensor:

@@ -52,6 +52,11 @@ class Mosis(Segmenter):
 
         Differentiable in everything, the boxes included. K is top_k, or all proposals where there are fewer.
         """
+        masks, regions, logits = self._propose_regions(images)
+        return paste_masks(masks, regions, (images.shape[2], images.shape[3])), logits
+
+    def _propose_regions(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """As `propose`, before pasting: masks (B, K, S, S), their regions (B, K, 4) and logits (B, K)."""
         proposals = self.appearance(images)
         logits, index = proposals.logits.topk(min(self.config.top_k, proposals.logits.shape[1]), dim=1)  # (B, K)
         boxes = proposals.boxes.gather(1, index[..., None].expand(-1, -1, 4))  # (B, K, 4)
@@ -59,8 +64,7 @@ class Mosis(Segmenter):
         mask_logits = self.appearance.mask_logits(proposals.mask_features, regions.unbind(0))
         masks = mask_logits.sigmoid().view(*index.shape, *mask_logits.shape[1:])  # (B, K, S, S)
         # Eq. 3 multiplies by these: the text calls both logits and uses both as probabilities. Pasting is linear.
-        masks = masks * logits.sigmoid()[..., None, None]
-        return paste_masks(masks, regions, proposals.image_size), logits
+        return masks * logits.sigmoid()[..., None, None], regions, logits
 
     @torch.no_grad()
     def predict(
@@ -123,8 +127,10 @@ class Mosis(Segmenter):
     def _photometric_loss(self, batch: Batch) -> dict[str, Tensor]:
         assert self.motion is not None
         assert self.segment_motion is not None
-        masks, logits = self.propose(torch.cat((batch.frame_a, batch.frame_b)))
-        masks_a, masks_b = masks.chunk(2)
+        masks, regions, logits = self._propose_regions(torch.cat((batch.frame_a, batch.frame_b)))
+        size = (batch.frame_a.shape[2], batch.frame_a.shape[3])
+        # Each half is pasted alone: splitting afterwards would join their gradients, the largest of all, by a copy.
+        masks_a, masks_b = (paste_masks(*half, size) for half in zip(masks.chunk(2), regions.chunk(2), strict=True))
         logits_a, logits_b = logits.chunk(2)
         return mosis_loss(
             batch.frame_a,

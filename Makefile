@@ -4,9 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUICK := motion_labels decode pairs train_step coco_eval quality orchestration
+TABLES := thesis hard_synthetic ablations
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench repro lock clean
+.PHONY: help setup demo test check bench tables repro lock clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -27,6 +28,9 @@ check: $(STAMP) ## ruff, mypy and the import contracts
 
 bench: $(STAMP) ## the quick benchmarks; each prints a table and writes benchmarks/results/
 	@for name in $(QUICK); do test ! -f benchmarks/$$name.py || $(BIN)/python -m benchmarks.$$name || exit 1; done
+
+tables: $(STAMP) ## the long benchmarks, hours: thesis, hard_synthetic, ablations; goes on where it was stopped
+	@for name in $(TABLES); do $(BIN)/python -m benchmarks.$$name --resume --cache .benchmarks || exit 1; done
 
 repro: $(STAMP) ## the same pipeline through `dvc repro` alone, with no server
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

@@ -99,7 +99,7 @@ class Motion:
     scores: Scores
 
 
-def generator_settings(seed: int, **changes: Any) -> SimpleNamespace:
+def generator_settings(seed: int, **changes: Any) -> Any:
     """SyntheticParams as the generator reads them. Raises ValueError for a setting that it does not have."""
     unknown = sorted(set(changes) - set(GENERATOR))
     if unknown:

@@ -57,9 +57,15 @@ class Setting:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+    """Those of a benchmark whose rows run in processes of their own."""
     parser.add_argument("--cache", type=Path, help="keep generated video and labels here; default: a temporary folder")
     parser.add_argument("--jobs", type=int, default=1, help="rows at once, each with its share of the cores")
     parser.add_argument("--device", default="auto", help="auto takes a GPU where there is one; cpu; cuda")
+    add_output_options(parser)
+
+
+def add_output_options(parser: argparse.ArgumentParser) -> None:
+    """Those that `Report` reads."""
     parser.add_argument("--resume", action="store_true", help="keep the finished rows of the results file")
     parser.add_argument("--output", type=Path, help="results file; default: benchmarks/results/NAME.json")
     parser.add_argument("--no-save", action="store_true", help="print only")
@@ -74,6 +80,14 @@ def cache_folder(options: argparse.Namespace) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="mosis-benchmark-") as folder:
         yield Path(folder)
+
+
+def start(main: Callable[[], None]) -> None:
+    """Run a benchmark; what its user can mend is one line."""
+    try:
+        main()
+    except MosisError as error:
+        raise SystemExit(f"benchmark: {error}") from None
 
 
 class Report:
@@ -111,8 +125,11 @@ class Report:
                 self.add({"row": running[finished].row, **finished.result()})
 
     def add(self, row: Row) -> None:
-        """Take up a finished row, write the file and say so."""
+        """Take up a finished row, write the file and say so; a row that other code may have made is marked."""
         self._order.setdefault(row["row"], len(self._order))
+        if digest_sources() != self._head["sources"]:
+            row = {**row, "sources_changed": True}
+            print(f"{row['row']}: models, tasks or benchmarks have changed since the run began", file=sys.stderr)
         self.rows = sorted([*self.rows, row], key=lambda one: self._order.get(one["row"], -1))
         self.save()
         print(f"{row['row']}: {row.get('failed') or 'done'}", file=sys.stderr, flush=True)
@@ -195,7 +212,7 @@ def describe_run() -> dict[str, Any]:
         "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
         "commit": commit or "unknown",
         "dirty": bool(changed.stdout.strip()) or bool(changed.returncode),
-        "sources": _digest_sources(),
+        "sources": digest_sources(),
         "machine": describe_machine(),
         "versions": describe_versions(),
     }
@@ -247,7 +264,7 @@ def _plain(values: dict[str, Any], without: Sequence[str]) -> dict[str, Any]:
     return {name: str(v) if isinstance(v, Path) else v for name, v in values.items() if name not in without}
 
 
-def _digest_sources() -> str:
+def digest_sources() -> str:
     """Of every module that could change a figure; results and pictures do not count."""
     files = [file for name in _SOURCES for file in (ROOT / name).rglob("*.py")]
     digest = hashlib.sha256()

@@ -9,39 +9,28 @@ Runs with torch, numpy, cv2 and pycocotools.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
+from benchmarks.data import generator_settings
+from benchmarks.harness import ROOT, Report, Row, add_output_options, format_table, start
+from benchmarks.scores import iou_table
 from models.common.instances import Instances
 from models.motion_labels.config import MotionLabelsConfig
 from models.motion_labels.labeller import label_clip
 from tasks.metrics.coco import evaluate_coco
+from tasks.sources.synthetic import generate_video
 
-ROOT = Path(__file__).resolve().parents[1]
 SEQUENCES = ("dog", "car-shadow", "goat", "blackswan")
 SIZE = (128, 224)
 START = 40
-_GENERATOR = {
-    "frames": 120, "height": 128, "width": 128, "rate_hz": 24.0, "objects": (1, 5), "radius": (9.0, 22.0),
-    "shapes": ("circle", "square", "triangle", "pentagon", "hexagon", "star"), "speed": (0.8, 3.5),
-    "background_path": "mixed", "background_zoom": (1.2, 2.0), "pictures": None, "rotation_deg": 0.0, "scaling": 0.0,
-    "deformation": 0.0, "occlusion_order": False, "standing_still": 0.0, "lighting": 0.0,
-}  # fmt: skip
-"""SyntheticParams' defaults, for machines without pydantic."""
-
-Row = dict[str, Any]
 
 
 def main() -> None:
@@ -50,19 +39,18 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=20, help=f"frames of each, from number {START} on")
     parser.add_argument("--seed", type=int, default=300, help="generator seed of the first four videos; then the next")
     parser.add_argument("--davis-frames", type=int, default=0, help="at most this many of each sequence; 0 takes all")
-    parser.add_argument("--no-save", action="store_true", help="print only")
+    add_output_options(parser)
     options = parser.parse_args()
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-    rows = [score_generated(options.videos, options.frames, options.seed)] if options.videos else []
-    rows += [score_sequence(name, *clip) for name, clip in read_sequences(options.davis_frames)]
-    print_table(rows)
-    document = {"name": "motion_labels", **describe_run(options), "rows": rows}
-    if not options.no_save:
-        path = ROOT / "benchmarks" / "results" / "motion_labels.json"
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    print(json.dumps(document))
+    report = Report("motion_labels", options)
+    done = {row["row"] for row in report.rows}
+    if options.videos and "generated" not in done:
+        report.add({"row": "generated", **score_generated(options.videos, options.frames, options.seed)})
+    for name, clip in read_sequences(options.davis_frames):
+        if name not in done:
+            report.add({"row": name, **score_sequence(*clip)})
+    report.finish(show(report.rows), threads=1)
 
 
 def score_generated(videos: int, frames: int, seed: int) -> Row:
@@ -78,7 +66,6 @@ def score_generated(videos: int, frames: int, seed: int) -> Row:
         truth += [Instances.from_masks(torch.from_numpy(masks[:, t])) for t in range(len(clip))]
     scores = evaluate_coco(labels, truth)
     return {
-        "clips": "generated",
         "videos": videos,
         "mask": scores["mask"],
         "box": scores["box"],
@@ -88,19 +75,9 @@ def score_generated(videos: int, frames: int, seed: int) -> Row:
 
 def generate(seed: int, index: int, frames: int) -> tuple[np.ndarray, np.ndarray]:
     """Frames (T, H, W, 3) uint8 and masks (D, T, H, W) bool of the middle of one video of the thesis' generator."""
-    from tasks.sources.synthetic import generate_video
-
-    video = generate_video(_generator_params(seed), index)
+    video = generate_video(generator_settings(seed), index)
     window = slice(START, START + frames)
     return video.frames[window], video.masks[:, window]
-
-
-def _generator_params(seed: int) -> Any:
-    try:
-        from tasks.params import SyntheticParams
-    except ModuleNotFoundError:
-        return SimpleNamespace(**_GENERATOR, seed=seed, dense_flow=False)
-    return SyntheticParams(seed=seed, dense_flow=False)
 
 
 def read_sequences(most: int) -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
@@ -127,13 +104,13 @@ def _shrink(image: np.ndarray) -> np.ndarray:
     return cv2.resize(image, SIZE[::-1], interpolation=cv2.INTER_AREA)
 
 
-def score_sequence(name: str, frames: np.ndarray, masks: np.ndarray) -> Row:
+def score_sequence(frames: np.ndarray, masks: np.ndarray) -> Row:
     """One row of a sequence whose truth names a single object: no AP, other objects may move in it too."""
     started = time.process_time()
     labels = label_clip(frames, MotionLabelsConfig())
     seconds = time.process_time() - started
     truth = [Instances.from_masks(torch.from_numpy(mask[None])) for mask in masks]
-    return {"clips": name, "videos": 1, **compare(labels, truth, seconds)}
+    return {"videos": 1, **compare(labels, truth, seconds)}
 
 
 def compare(labels: list[Instances], truth: list[Instances], seconds: float) -> Row:
@@ -154,48 +131,19 @@ def compare(labels: list[Instances], truth: list[Instances], seconds: float) -> 
     }
 
 
-def iou_table(found: torch.Tensor, expected: torch.Tensor) -> np.ndarray:
-    """(N, M) float IoU of masks (N, H, W) and (M, H, W) bool."""
-    one, other = found.flatten(1).float(), expected.flatten(1).float()
-    shared = one @ other.T
-    union = one.sum(1)[:, None] + other.sum(1)[None] - shared
-    return (shared / union.clamp(min=1)).numpy()
-
-
-def print_table(rows: list[Row]) -> None:
-    columns = (
-        "best_iou",
-        "recall_50",
-        "precision_50",
-        "labels_per_frame",
-        "confidence_iou_correlation",
-        "ms_per_frame",
-    )
-    print(f"{'clips':12s} frames  AP50   AP75   AP     best IoU  recall  precision  labels/frame  corr.  ms/frame")
-    for row in rows:
-        scores = row.get("mask", {})
-        cells = [scores.get(key) for key in ("AP50", "AP75", "AP")] + [row[key] for key in columns]
-        texts = ["-" if cell is None else f"{cell:.3f}" for cell in cells[:-1]] + [f"{cells[-1]:.0f}"]
-        widths = (6, 6, 6, 9, 7, 10, 13, 6, 8)
-        line = " ".join(text.ljust(width) for text, width in zip(texts, widths, strict=True))
-        print(f"{row['clips']:12s} {row['frames']:6d}  {line}")
-    real = [row["best_iou"] for row in rows if row["clips"] != "generated" and row["best_iou"] is not None]
-    if real:
-        print(f"mean best IoU over {len(real)} real sequences: {np.mean(real):.3f}")
-
-
-def describe_run(options: argparse.Namespace) -> Row:
-    git = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "models", "benchmarks"], cwd=ROOT, check=False)
-    return {
-        "command": "python -m benchmarks.motion_labels " + " ".join(sys.argv[1:]),
-        "commit": (git.stdout.strip() or "unknown") + ("+changes" if changed.returncode else ""),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, one thread used",
-        "versions": {"python": platform.python_version(), "numpy": np.__version__, "cv2": cv2.__version__,
-                     "torch": torch.__version__},
-        "seeds": [options.seed, options.seed + max(0, options.videos - 1) // 4],
-    }  # fmt: skip
+def show(rows: list[Row]) -> str:
+    columns = ("best_iou", "recall_50", "precision_50", "labels_per_frame", "confidence_iou_correlation",
+               "ms_per_frame")  # fmt: skip
+    lines = [
+        [row["row"], row["frames"], *(row.get("mask", {}).get(key) for key in ("AP50", "AP75", "AP"))]
+        + [row[key] for key in columns]
+        for row in rows
+    ]
+    titles = [key.replace("_", " ") for key in columns]
+    table = format_table(["clips", "frames", "AP50", "AP75", "AP", *titles], lines)
+    real = [row["best_iou"] for row in rows if row["row"] != "generated" and row["best_iou"] is not None]
+    return table + (f"\nmean best IoU over {len(real)} real sequences: {np.mean(real):.3f}" if real else "")
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -1,9 +1,9 @@
 """Thesis Table 2 on generated video: `python -m benchmarks.thesis`.
 
-24 videos of 120 frames at 128 x 128, split 70/15/15 by video (thesis 4.1), seeds 10, 11 and 12, and 50 fresh videos. The
-supervised twin and the motion labels train for `--minutes-equivalent` iterations of batch 16; the rows without labels of any
-kind train for as many minutes as the twin of their seed took, since their iterations cost more. `--minutes` sets the
-minutes of every row instead.
+24 videos of 120 frames at 128 x 128, split 70/15/15 by video (thesis 4.1), seeds 10, 11 and 12, and 50 fresh videos.
+The supervised twin and the motion labels train for `--minutes-equivalent` iterations of batch 16; the rows without
+labels of any kind train for as many minutes as the twin of their seed took, since their iterations cost more.
+`--minutes` sets the minutes of every row instead.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import argparse
 from typing import Any
 
 from benchmarks.data import Dataset
-from benchmarks.harness import Report, Row, add_options, cache_folder, format_table
-from benchmarks.training import INFERENCE, Plan, run_plans, summarise
+from benchmarks.harness import Report, add_options, cache_folder, start
+from benchmarks.tables import format_rows, summarise
+from benchmarks.training import INFERENCE, Plan, run_plans
 
 TWIN = "yolo_supervised"
 _THESIS_OPTIMISATION = {
@@ -32,8 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "amd": {"method": "amd", "recipe": {**_THESIS_OPTIMISATION, "batch_size": 8}},
     "mosis literal, faults mended": {"settings": {"objective": "literal", **INFERENCE}},
 }
-"""What is particular to each row; the last is run on demand. The thesis' own inference and optimiser where it states them
-and nothing else is named."""
+"""What is particular to each row; the last is run on demand. Rows of the thesis' own methods keep its inference and
+optimiser."""
 _BY_MINUTES = tuple(kind for kind, changes in KINDS.items() if "labels" not in changes)
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     report = Report("thesis", options)
     with cache_folder(options) as cache:
         run_plans(report, make_plans(options), cache)
-    report.finish(show(report.rows), summary=summarise(report.rows, twin=TWIN))
+    report.finish(format_rows(report.rows), summary=summarise(report.rows, twin=TWIN))
 
 
 def make_plans(options: argparse.Namespace) -> list[Plan]:
@@ -76,25 +77,5 @@ def make_plans(options: argparse.Namespace) -> list[Plan]:
     return plans
 
 
-def show(rows: list[Row]) -> str:
-    columns = ("row", "mask AP50", "AP75", "AP", "box AP50", "AP75", "AP", "mask AP, cut", "box AP, cut",
-               "fresh mask AP", "box AP", "minutes", "iterations", "images/s", "pairs/s", "MiB")  # fmt: skip
-    lines = []
-    for row in rows:
-        if "failed" in row:
-            lines.append([row["row"], *[None] * (len(columns) - 1)])
-            continue
-        scores = [row[kind][name] for kind in ("mask", "box") for name in ("AP50", "AP75", "AP")]
-        fresh = [row.get("fresh", {}).get(kind, {}).get("AP") for kind in ("mask", "box")]
-        cut = [row[kind]["AP"] for kind in ("mask_at_cut", "box_at_cut")]
-        costs = [row[name] for name in ("minutes", "iterations", "images_per_s", "pairs_per_s", "peak_mib")]
-        lines.append([row["row"], *scores, *cut, *fresh, *costs])
-    return format_table(columns, lines) + describe_failures(rows)
-
-
-def describe_failures(rows: list[Row]) -> str:
-    return "".join(f"\n{row['row']}: {row['failed']}" for row in rows if "failed" in row)
-
-
 if __name__ == "__main__":
-    main()
+    start(main)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import time
 import typing
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any, Literal
 
 import torch
@@ -109,7 +107,7 @@ def train_row(plan: Plan, setting: Setting) -> Row:
     memory = fitted.peak_mib if device.type == "cuda" else peak_mib()
     return {
         "kind": plan.kind,
-        **describe_training(plan, model, fitted),
+        **describe_training(plan, model, fitted, len(video.rows("train"))),
         **label_facts,
         "peak_mib": round(memory, 1),
         "threads": setting.threads,
@@ -120,9 +118,9 @@ def train_row(plan: Plan, setting: Setting) -> Row:
     }
 
 
-def describe_training(plan: Plan, model: Segmenter, fitted: Fitted) -> Row:
+def describe_training(plan: Plan, model: Segmenter, fitted: Fitted, train_frames: int) -> Row:
     """labels: whether people's labels were needed. minutes: of training alone, without labelling and validation."""
-    pairs = model.needs == "pairs"
+    pairs = model.needs in ("pairs", "triplets")
     return {
         "method": plan.method,
         "objective": plan.settings.get("objective"),
@@ -130,6 +128,7 @@ def describe_training(plan: Plan, model: Segmenter, fitted: Fitted) -> Row:
         "preset": getattr(getattr(model, "config", None), "preset", None),
         "parameters": sum(p.numel() for p in model.parameters()),
         "data_seed": plan.data.seed,
+        "train_frames": train_frames,
         "seed": plan.seed,
         "iterations": fitted.iterations,
         "budget": "iterations" if plan.minutes is None else f"{plan.minutes:.2f} minutes at the measured rate",
@@ -169,84 +168,55 @@ def build_model(method: str, settings: dict[str, Any], size: tuple[int, int]) ->
     """The method with its defaults but for `settings`. Raises ParamsError in one line for what does not exist."""
     if method not in models.METHODS:
         raise ParamsError(f"no method {method!r} yet: there are {', '.join(sorted(models.METHODS))}")
-    # A method's settings class is named after it, which the registered model's loader relies on, too.
-    config_class = getattr(
-        importlib.import_module(f"models.{method}.config"),
-        "".join(part.capitalize() for part in method.split("_")) + "Config",
-    )
+    config_class = find_config(method)
+    check_settings(config_class, settings, f"method {method}")
+    return models.METHODS[method](config_class(**settings), size)
+
+
+def find_config(method: str) -> type:
+    """A method's settings class: it is named after the method, which the registered model's loader relies on, too."""
+    name = "".join(part.capitalize() for part in method.split("_")) + "Config"
+    found: type = getattr(importlib.import_module(f"models.{method}.config"), name)
+    return found
+
+
+def check_settings(config_class: type, settings: dict[str, Any], owner: str) -> None:
+    """Raises ParamsError in one line for a field or a named option that a settings class does not have."""
     hints = typing.get_type_hints(config_class)
     for name, value in settings.items():
         if name not in hints:
-            raise ParamsError(f"method {method} has no setting {name!r} yet: there are {', '.join(sorted(hints))}")
+            raise ParamsError(f"{owner} has no setting {name!r} yet: there are {', '.join(sorted(hints))}")
         allowed = typing.get_args(hints[name]) if typing.get_origin(hints[name]) is Literal else ()
         if allowed and value not in allowed:
-            raise ParamsError(f"method {method} has no {name} {value!r} yet: there are {', '.join(map(str, allowed))}")
-    return models.METHODS[method](config_class(**settings), size)
+            raise ParamsError(f"{owner} has no {name} {value!r} yet: there are {', '.join(map(str, allowed))}")
 
 
 def make_recipe(plan: Plan, iterations: int) -> Recipe:
     """params.yaml's training, changed by plan.recipe; validation and with it the collapse check are left out."""
     optimisation = Optimisation(iterations, 3e-3, warmup_iterations=50, clip_grad_norm=5.0)
-    recipe = Recipe(optimisation, batch_size=16, seed=plan.seed, validate_every=_NEVER)
+    recipe = Recipe(optimisation, batch_size=16, seed=plan.seed, copy_paste=True, validate_every=_NEVER)
     names = {one.name for one in fields(Optimisation)}
+    check_settings(Recipe, {name: value for name, value in plan.recipe.items() if name not in names}, "training")
     own = {name: value for name, value in plan.recipe.items() if name not in names}
     changed = {name: value for name, value in plan.recipe.items() if name in names}
     return replace(recipe, optimisation=replace(optimisation, **changed), **own)
 
 
 def fit_minutes(plan: Plan, video: Video, labels: LabelStore | None, device: torch.device) -> int:
-    """How many iterations fit into plan.minutes, at least one, from the rate of the last ten of a short training of a
-    model that is thrown away: the learning rate's schedule has to know the number beforehand.
+    """How many iterations fit into plan.minutes, at least one, by the rate at which a short training of a model that is
+    thrown away ends: the learning rate's schedule has to know the number beforehand.
     """
     assert plan.minutes is not None
     torch.manual_seed(plan.seed)
     model = build_model(plan.method, plan.settings, video.store.size)
-    times: list[float] = []
-    hooks = Hooks(on_log=lambda iteration, values: times.append(time.perf_counter()))
+    rates: list[float] = []
+    hooks = Hooks(on_log=lambda iteration, values: rates.append(values["images_per_s"]))
     recipe = make_recipe(plan, _MEASURED)
     fit(model, video.store, recipe, labels=labels, device=device, hooks=hooks)
-    seconds = (times[-1] - times[-2]) / 10
-    return max(1, round(plan.minutes * 60 / seconds))
+    return max(1, round(plan.minutes * 60 * rates[-1] / recipe.batch_size))
 
 
 def choose_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(name)
-
-
-def summarise(rows: Sequence[Row], *, twin: str) -> dict[str, Any]:
-    """Per kind of row: mean and spread over seeds of mask AP and box AP, and their share of the twin's.
-
-    twin: the kind of the supervised row; rows are compared with the one of their own data seed. {kind: {"rows",
-    "mask_AP": {"mean", "std", "min", "max"}, "box_AP", "fresh_mask_AP", "fresh_box_AP", "mask_share", "box_share"}},
-    None where there is nothing to take.
-    """
-    finished = [row for row in rows if "failed" not in row]
-    twins = {row["data_seed"]: row for row in finished if row["kind"] == twin}
-    summary: dict[str, Any] = {}
-    for kind in dict.fromkeys(row["kind"] for row in finished):
-        own = [row for row in finished if row["kind"] == kind]
-        summary[kind] = {"rows": len(own), "minutes": mean(row["minutes"] for row in own)}
-        for what in ("mask", "box"):
-            summary[kind][f"{what}_AP"] = spread([row[what]["AP"] for row in own])
-            summary[kind][f"fresh_{what}_AP"] = spread([row["fresh"][what]["AP"] for row in own if "fresh" in row])
-            shares = [share(row, twins.get(row["data_seed"]), what) for row in own]
-            summary[kind][f"{what}_share"] = spread(shares)
-    return summary
-
-
-def share(row: Row, twin: Row | None, what: str) -> float | None:
-    """AP of a row as a share of its supervised twin's; what: "mask" or "box"."""
-    if twin is None or row[what]["AP"] is None or not twin[what]["AP"]:
-        return None
-    return float(row[what]["AP"] / twin[what]["AP"])
-
-
-def spread(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Mean, sample standard deviation (0 for one value), least and most of what is not None."""
-    known = [value for value in values if value is not None]
-    if not known:
-        return None
-    deviation = stdev(known) if len(known) > 1 else 0.0
-    return {"mean": mean(known), "std": deviation, "min": min(known), "max": max(known)}

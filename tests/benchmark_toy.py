@@ -1,0 +1,53 @@
+"""A benchmark of rows that compute nothing, fail, or kill: `python tests/benchmark_toy.py ACTION ... [options]`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import harness
+from benchmarks.harness import Report, Row, Setting, add_options, cache_folder, format_table, start
+
+
+@dataclass(frozen=True)
+class ToyPlan:
+    row: str
+    action: str
+
+
+def toy_row(plan: ToyPlan, setting: Setting) -> Row:
+    with (setting.cache / "calls").open("a") as file:
+        file.write(f"{plan.row}\n")
+    if plan.action == "refuse":
+        raise ValueError("two\nlines")
+    if plan.action == "die":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if plan.action == "stop" and not (setting.cache / "stopped").exists():
+        (setting.cache / "stopped").touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+        signal.pause()
+    return {"pid": os.getpid(), "threads": setting.threads, "jobs": setting.jobs}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    parser.add_argument("actions", nargs="+")
+    parser.add_argument("--colour")
+    options = parser.parse_args()
+    harness.digest_sources = lambda: os.environ.get("TOY_SOURCES", "none")
+    report = Report("toy", options)
+    plans = [ToyPlan(f"{number} {action}", action) for number, action in enumerate(options.actions)]
+    with cache_folder(options) as cache:
+        report.run(toy_row, plans, cache)
+    report.finish(format_table(["row"], [[row["row"]] for row in report.rows]), note="done")
+
+
+if __name__ == "__main__":
+    start(main)

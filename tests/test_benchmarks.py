@@ -1,0 +1,304 @@
+"""The benchmarks' harness: rows outlive a kill, a resumed run repeats none, figures by hand."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import ablations, hard_synthetic, thesis
+from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, open_motion_labels, open_video
+from benchmarks.harness import ROOT, format_table
+from benchmarks.scores import recall_by_motion, score
+from benchmarks.tables import share, spread, summarise
+from benchmarks.training import INFERENCE, Plan, build_model, fit_minutes, make_recipe
+from models.common.instances import Instances
+from tasks import params, train
+from tasks.errors import ParamsError
+from tasks.sources.synthetic import generate_video
+from tasks.sources.synthetic.jobs import assign_splits
+
+TINY: dict[str, Any] = {"frames": 6, "height": 64, "width": 64}
+
+
+def run_toy(folder: Path, *arguments: str, sources: str = "none") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tests" / "benchmark_toy.py"), "--output", str(folder / "toy.json")]
+    return subprocess.run(
+        [*command, "--cache", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=120,
+        env={**os.environ, "TOY_SOURCES": sources},
+    )  # fmt: skip
+
+
+def read_rows(folder: Path) -> dict[str, Any]:
+    return {row["row"]: row for row in json.loads((folder / "toy.json").read_text())["rows"]}
+
+
+def test_each_row_has_a_process_and_one_that_fails_costs_no_other(tmp_path):
+    done = run_toy(tmp_path, "work", "refuse", "die", "work", "--jobs", "2")
+    assert done.returncode == 0, done.stderr
+    rows = read_rows(tmp_path)
+    assert list(rows) == ["0 work", "1 refuse", "2 die", "3 work"]
+    assert rows["1 refuse"]["failed"] == "ValueError: two lines"
+    assert rows["2 die"]["failed"] == "killed by SIGKILL"
+    assert rows["0 work"]["pid"] != rows["3 work"]["pid"]
+    assert rows["0 work"]["jobs"] == 2
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert last == json.loads((tmp_path / "toy.json").read_text())
+    assert last["note"] == "done"
+    assert last["machine"]["cores"] >= 1
+    assert last["command"].startswith("python -m benchmarks.")
+    # Those that failed run again, and no other.
+    run_toy(tmp_path, "work", "refuse", "die", "work", "--jobs", "2", "--resume")
+    calls = (tmp_path / "calls").read_text().split()
+    assert sorted(calls[1::2]) == ["die", "die", "refuse", "refuse", "work", "work"]
+    assert read_rows(tmp_path)["0 work"] == rows["0 work"]
+
+
+def test_a_killed_benchmark_keeps_its_rows_and_goes_on(tmp_path):
+    assert run_toy(tmp_path, "work", "stop", "work").returncode == -9
+    first = read_rows(tmp_path)
+    assert list(first) == ["0 work"]
+    for changed, sources in ((["--colour", "red"], "none"), ([], "other")):
+        refused = run_toy(tmp_path, "work", "stop", "work", "--resume", *changed, sources=sources)
+        assert refused.returncode == 1
+        assert ("other options" if changed else "other sources") in refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert run_toy(tmp_path, "work", "stop", "work", "--resume").returncode == 0
+    assert list(read_rows(tmp_path)) == ["0 work", "1 stop", "2 work"]
+    assert read_rows(tmp_path)["0 work"] == first["0 work"]
+    assert (tmp_path / "calls").read_text().split("\n")[:-1] == ["0 work", "1 stop", "1 stop", "2 work"]
+
+
+def test_settings_are_the_pipelines_own():
+    defaults = params.to_dict(params.SyntheticParams(dense_flow=False))
+    assert json.loads(json.dumps(GENERATOR)) == defaults
+    with pytest.raises(ValueError, match="colour"):
+        generator_settings(0, colour="red")
+    known = params.load(ROOT / "params.yaml").train
+    assert all(getattr(known.mosis, name) == value for name, value in INFERENCE.items())
+    plan = Plan("row", "kind", Dataset(0), seed=3)
+    expected = train.make_recipe(params.TrainParams(seed=3, iterations=7, validate_every=10**9))
+    assert make_recipe(plan, 7) == expected
+
+
+def test_video_is_the_generators_and_made_once(tmp_path):
+    data = Dataset(500, 3, TINY, step=2, fresh=2, fresh_frames=2)
+    video = open_video(data, tmp_path)
+    splits = assign_splits(3, 500)
+    assert [clip.split for clip in video.store.clips] == splits
+    assert [clip.frames for clip in video.store.clips] == [3 if split == "train" else 6 for split in splits]
+    assert set(video.store.pairs("train").dt_s.tolist()) == {np.float32(2 / 24)}
+    for number, clip in enumerate(video.store.clips):
+        expected = generate_video(generator_settings(500, **TINY), number)
+        step = 2 if clip.split == "train" else 1
+        np.testing.assert_array_equal(video.store.clip_frames(clip), expected.frames[::step])
+        for row in range(clip.first_row, clip.stop):
+            truth = video.truth(np.array([row]))[0]
+            masks = expected.masks[:, (row - clip.first_row) * step]
+            np.testing.assert_array_equal(truth.masks.numpy(), masks[masks.any((1, 2))])
+    fresh = open_fresh(data, tmp_path)
+    np.testing.assert_array_equal(
+        fresh.store.gather(fresh.rows("test"))[:2], generate_video(generator_settings(1000, **TINY), 0).frames[[1, 4]]
+    )
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    open_video(data, tmp_path), open_fresh(data, tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert len(open_fresh(Dataset(501, 3, TINY, fresh=2, fresh_frames=2), tmp_path).store) == 4
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_stands_still_is_known(tmp_path):
+    data = Dataset(500, 3, {**TINY, "frames": 60, "objects": (1, 1), "speed": (3.0, 3.0), "standing_still": 0.5})
+    video = open_video(data, tmp_path)
+    for clip in video.store.clips:
+        rows = np.arange(clip.first_row + 1, clip.stop - 1)
+        masks = [one.masks for one in video.truth(np.arange(clip.first_row, clip.stop))]
+        unmoved = [
+            torch.equal(masks[t - 1], masks[t]) and torch.equal(masks[t], masks[t + 1])
+            for t in range(1, len(masks) - 1)
+        ]
+        assert [bool(flags[0]) for flags in video.still_in(rows)] == unmoved
+        assert 0 < sum(unmoved) < len(unmoved)
+
+
+def test_motion_labels_are_kept_with_their_seconds_and_scores(tmp_path):
+    data = Dataset(500, 3, {**TINY, "frames": 12}, fresh=0)
+    motion = open_motion_labels(data, {"window": 1}, tmp_path)
+    again = open_motion_labels(data, {"window": 1}, tmp_path)
+    assert motion.seconds == again.seconds > 0
+    assert motion.scores == again.scores
+    assert set(motion.labels.rows) <= set(open_video(data, tmp_path).rows("train"))
+    with pytest.raises(TypeError, match="colour"):
+        open_motion_labels(data, {"colour": 1}, tmp_path)
+
+
+def square(left: int, score: float = 1.0) -> Instances:
+    mask = torch.zeros(1, 8, 16, dtype=torch.bool)
+    mask[0, 2:6, left : left + 4] = True
+    return Instances.from_masks(mask, torch.tensor([score]))
+
+
+def test_scores_by_hand():
+    truth = [Instances.cat([square(0), square(10)]), Instances.empty(8, 16)]
+    found = [Instances.cat([square(0, 0.9), square(10, 0.3)]), square(5, 0.2)]
+    scores = score(found, truth)
+    assert scores["mask"]["AP"] == scores["box"]["AP"] == pytest.approx(1)
+    # One of two is left: precision 1 up to half the recall, 51 of the 101 points.
+    assert scores["mask_at_cut"]["AP50"] == pytest.approx(51 / 101)
+    recall = recall_by_motion(found, truth, [np.array([False, True]), np.zeros(0, bool)])
+    assert recall == {
+        "still": {"instances": 1, "recall_50": 1.0, "recall_50_at_cut": 0.0},
+        "moving": {"instances": 1, "recall_50": 1.0, "recall_50_at_cut": 1.0},
+    }
+    nothing = recall_by_motion([Instances.empty(8, 16)], [Instances.empty(8, 16)], [np.zeros(0, bool)])
+    assert nothing["still"] == {"instances": 0, "recall_50": None, "recall_50_at_cut": None}
+    assert score([], [])["mask"]["AP"] is None
+
+
+def toy_result(kind: str, seed: int, mask: float, box: float) -> dict[str, Any]:
+    scores = {"mask": {"AP": mask}, "box": {"AP": box}}
+    return {"row": f"{kind} {seed}", "kind": kind, "data_seed": seed, "minutes": 2.0, **scores}
+
+
+def test_means_and_shares_by_hand():
+    rows = [
+        toy_result("twin", 1, 0.8, 0.5), toy_result("twin", 2, 0.4, 0.0), toy_result("free", 1, 0.4, 0.5),
+        toy_result("free", 2, 0.4, 0.1), {"row": "free 3", "failed": "killed"},
+    ]  # fmt: skip
+    summary = summarise(rows, twin="twin")
+    assert summary["free"]["rows"] == 2
+    assert summary["twin"]["mask_AP"] == pytest.approx({"mean": 0.6, "std": 0.28284, "min": 0.4, "max": 0.8}, abs=1e-4)
+    assert summary["free"]["mask_share"]["mean"] == pytest.approx((0.5 + 1) / 2)
+    # A twin that finds nothing gives no share.
+    assert summary["free"]["box_share"] == {"mean": 1.0, "std": 0.0, "min": 1.0, "max": 1.0}
+    assert summary["free"]["fresh_mask_AP"] is None
+    assert share(rows[2], None, "mask") is None
+    assert spread([None]) is None
+    assert summarise([], twin="twin") == {}
+
+
+def test_table_by_hand():
+    assert format_table(["row", "AP"], [["a", 0.12345], ["long", None]]) == "row      AP\na     0.123\nlong      -"
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "message"),
+    [
+        ("moses", {}, "no method 'moses' yet: there are .*mosis"),
+        ("mosis", {"colour": 1}, "no setting 'colour' yet"),
+        ("mosis", {"objective": "magic"}, "no objective 'magic' yet: there are .*literal"),
+    ],
+)
+def test_what_does_not_exist_is_named(method, settings, message):
+    with pytest.raises(ParamsError, match=message):
+        build_model(method, settings, (64, 64))
+    with pytest.raises(ParamsError, match="training has no setting 'colour' yet"):
+        make_recipe(Plan("row", "kind", Dataset(0), recipe={"colour": 1}), 1)
+
+
+def test_minutes_become_iterations(monkeypatch):
+    def fit_at_two_rates(model: Any, store: Any, recipe: Any, *, hooks: Any, **others: Any) -> None:
+        for rate in (1.0, 4.0):
+            hooks.on_log(10, {"images_per_s": rate})
+
+    monkeypatch.setattr("benchmarks.training.build_model", lambda *arguments: None)
+    monkeypatch.setattr("benchmarks.training.fit", fit_at_two_rates)
+    video: Any = argparse.Namespace(store=argparse.Namespace(size=(32, 32)))
+    plan = Plan("row", "kind", Dataset(0), minutes=1.0, recipe={"batch_size": 2})
+    # Warm, two iterations a second.
+    assert fit_minutes(plan, video, None, torch.device("cpu")) == 120
+    assert fit_minutes(dataclasses.replace(plan, minutes=1e-6), video, None, torch.device("cpu")) == 1
+
+
+def options(*arguments: str, **changes: Any) -> argparse.Namespace:
+    known = {"seeds": [500], "videos": 3, "frames": 6, "fresh": 0, "iterations": 2}
+    return argparse.Namespace(**{**known, **changes})
+
+
+def test_plans_of_the_thesis():
+    chosen = options(rows=list(thesis.KINDS), preset="small", minutes_equivalent=2, minutes=None, seeds=[500, 501])
+    plans = thesis.make_plans(chosen)
+    assert len({plan.row for plan in plans}) == len(plans) == 2 * len(thesis.KINDS)
+    by_row = {plan.row: plan for plan in plans}
+    assert {plan.minutes_of for plan in plans} == {None, "yolo_supervised, seed 500", "yolo_supervised, seed 501"}
+    assert all(plan.minutes_of in by_row for plan in plans if plan.minutes_of)
+    assert by_row["yolo_supervised, seed 500"].minutes_of is None
+    assert all(plan.minutes_of is None for plan in thesis.make_plans(options(**{**vars(chosen), "minutes": 1.0})))
+
+
+def test_plans_of_hard_scenes():
+    plans = hard_synthetic.make_plans(options(rows=list(hard_synthetic.SCENES)))
+    assert len({plan.row for plan in plans}) == len(plans) == 2 * len(hard_synthetic.SCENES)
+    for plan in plans:
+        video = generate_video(generator_settings(500, **{**plan.data.changes, "frames": 2}), 0)
+        assert video.masks.any()
+
+
+def test_plans_of_ablations_leave_out_what_does_not_exist(monkeypatch, capsys):
+    plans, missing = ablations.make_plans(options(rows=list(ablations.GROUPS)))
+    assert len({plan.row for plan in plans}) == len(plans)
+    assert len(plans) + len(missing) == sum(len(group) for group in ablations.GROUPS.values())
+    assert {plan.data.step for plan in plans if "frame rate" in plan.kind} == {1, 2, 4, 12}
+    monkeypatch.setattr(ablations, "GROUPS", {"new": {"row": {"settings": {"colour": 1}}}})
+    assert ablations.make_plans(options(rows=["new"]))[0] == []
+    assert "left out new: row: method mosis has no setting 'colour'" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_hard_scenes_from_end_to_end_on_a_bare_machine(tmp_path):
+    """Neither prefect, mlflow, dvc nor pydantic: importing them fails in every process of the run."""
+    absent = (
+        "prefect",
+        "mlflow",
+        "dvc",
+        "pydantic",
+        "yaml",
+        "pandas",
+        "pyarrow",
+        "fsspec",
+        "av",
+        "rich",
+        "safetensors",
+    )
+    (tmp_path / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({absent}))\n")
+    command = [sys.executable, "-m", "benchmarks.hard_synthetic", "--rows", "standing still", "--seeds", "500"]
+    sizes = [
+        "--videos",
+        "3",
+        "--frames",
+        "8",
+        "--fresh",
+        "1",
+        "--iterations",
+        "1",
+        "--output",
+        str(tmp_path / "x.json"),
+    ]
+    environment = {"PATH": "/usr/bin:/bin", "PYTHONPATH": f"{tmp_path}:{ROOT}", "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [*command, *sizes], capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout.splitlines()[-1])
+    free, twin = document["rows"]
+    assert (free["labels"], twin["labels"]) == (False, True)
+    assert (free["method"], free["objective"], twin["method"]) == ("mosis", "motion_labels", "yolo_supervised")
+    assert free["parameters"] == twin["parameters"]
+    assert free["iterations"] == twin["iterations"] == 1
+    assert free["peak_mib"] > 100
+    assert free["images_per_s"] > 0
+    assert free["pairs_per_s"] is None
+    assert "label_scores" in free
+    for row in (free, twin):
+        assert {"mask", "box", "mask_at_cut", "box_at_cut", "fresh", "minutes", "threads", "seed"} <= set(row)
+    assert set(document["summary"]) == {"standing still"}
+    assert "pydantic" not in document["versions"]

@@ -29,8 +29,8 @@ check: $(STAMP) ## ruff, mypy and the import contracts
 bench: $(STAMP) ## the quick benchmarks; each prints a table and writes benchmarks/results/
 	@for name in $(QUICK); do test ! -f benchmarks/$$name.py || $(BIN)/python -m benchmarks.$$name || exit 1; done
 
-tables: $(STAMP) ## the long benchmarks, hours: thesis, hard_synthetic, ablations; goes on where it was stopped
-	@for name in $(TABLES); do $(BIN)/python -m benchmarks.$$name --resume --cache .benchmarks || exit 1; done
+tables: $(STAMP) ## the long benchmarks, hours: thesis, hard_synthetic, ablations; RESUME=--resume goes on
+	@for name in $(TABLES); do $(BIN)/python -m benchmarks.$$name $(RESUME) --cache .mosis/benchmarks || exit 1; done
 
 repro: $(STAMP) ## the same pipeline through `dvc repro` alone, with no server
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .common.instances import Instances
 
-Needs = Literal["pairs", "labels", "truth", "optical_flow"]
+Needs = Literal["pairs", "triplets", "labels", "truth", "optical_flow"]
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,7 @@ class Batch:
     labels: per image of frame_a the instances to learn from (scores are weights in [0, 1]), or None where the
         objective needs none. Training labels come from a labeller or, for supervised twins, from ground truth.
     optical_flow: (B, 2, H, W) float32 true motion from a to b in pixels, u then v, NaN where unknown, or None.
+    frame_before: (B, 3, H, W) as frame_a, the frame as far before it as frame_b is after, for "triplets"; else None.
     """
 
     frame_a: Tensor
@@ -28,16 +29,19 @@ class Batch:
     dt: Tensor
     labels: list[Instances] | None = None
     optical_flow: Tensor | None = None
+    frame_before: Tensor | None = None
 
 
 class Segmenter(nn.Module):
     """A single-image, class-agnostic instance segmenter that can be trained.
 
-    `needs` says what `loss` reads: "pairs" (frame_a and frame_b), or frame_a and labels, which are those of a labeller
-    ("labels") or the clips' own ground truth ("truth", for supervised twins).
+    `needs` says what `loss` reads: "pairs" (frame_a and frame_b), "triplets" (frame_before, too), or frame_a and
+    labels, which are those of a labeller ("labels") or the clips' own ground truth ("truth", for supervised twins).
+    `frame_gap` is for triplets: the frames of a clip that one is away from the next.
     """
 
     needs: Needs = "pairs"
+    frame_gap: int = 1
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar loss terms; "total" is the one to minimise, the others are its terms, unweighted or named so."""

@@ -160,6 +160,10 @@ class TrainParams:
     """Flips, transposes, colour permutation, inversion and jitter, the same for both frames of a pair."""
     copy_paste: bool = True
     """Labelled objects are pasted into other images of the batch; for methods that learn from labels or truth."""
+    self_training: NonNegativeInt = 0
+    """Rounds in which the network, part-way through, adds objects that the motion labels miss."""
+    self_training_score: Share = 0.5
+    """Score from which on a detection is added."""
     validate_every: PositiveInt = 200
     """Iterations between validations (AP where there is truth), sample pictures and collapse checks."""
     validation_images: PositiveInt = 96

@@ -22,6 +22,7 @@ from tasks import params as parameters
 from tasks.errors import MosisError, NothingLeftError
 from tasks.files import atomic_folder, atomic_path, read_json, sha256_tree, write_json
 from tasks.frames import FrameStore
+from tasks.labels import LabelStore
 from tasks.params import Params, TrainParams
 from tasks.predict import FORMAT, choose_device
 from tasks.progress import Progress
@@ -34,6 +35,7 @@ from tasks.training.history import History
 from tasks.training.labelling import Labels, label_train_clips
 from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
 from tasks.training.optimise import Optimisation
+from tasks.training.self_training import relabel
 
 _NO_EFFECT = ("workers", "checkpoint_every", "collapse_patience", "device")
 """Parameters that do not shape the weights: changing them does not throw away a checkpoint."""
@@ -107,7 +109,7 @@ class _Session:
             try:
                 fitted = fit(
                     self.model, self.store, make_recipe(train), labels=label_store, device=self.device,
-                    checkpoints=checkpoints, hooks=hooks,
+                    checkpoints=checkpoints, hooks=hooks, relabel=self.relabel if self.model.needs == "labels" else None,
                 )  # fmt: skip
             except torch.OutOfMemoryError:
                 self.tracker.finish("FAILED")
@@ -123,6 +125,18 @@ class _Session:
                 self.tracker.finish("KILLED")
                 raise
         return fitted
+
+    def relabel(self, number: int, model: Segmenter) -> LabelStore:
+        """The labels of self-training round `number`, made once: what is resumed within it reads the same again."""
+        assert self.labels is not None
+        folder = self.folder / f"round-{number}-{_digest(self.fingerprint)[:12]}"
+        if not folder.is_dir():
+            threshold = self.params.train.self_training_score
+            added = relabel(model, self.store, self.labels.store, score_threshold=threshold, device=self.device)
+            LabelStore.write(folder, self.store.size, added)
+        labels = LabelStore.open(folder)
+        _say(f"self-training round {number}: {labels.count - self.labels.store.count} labels added")
+        return labels
 
     def on_resume(self, iteration: int, notes: list[str]) -> None:
         for note in notes:
@@ -191,10 +205,10 @@ def _make_labels(
     checkpoint: Path,
     fingerprint: dict[str, str],
 ) -> Labels | None:
-    if model.needs == "pairs":
-        return None
     if model.needs == "truth":
         return _take_truth(store)
+    if model.needs != "labels":
+        return None
     source = digest_sources([Path(models.__file__).parent / name for name in ("motion_labels", "common")])
     identity = _digest([parameters.to_dict(train.motion_labels), fingerprint["data"], source])
     folder = checkpoint / f"labels-{identity[:12]}"

@@ -34,11 +34,13 @@ class Samples:
 
     row_a, row_b: (N,) int64 rows of the frame store, the same where an objective reads one frame.
     dt_s: (N,) float32 seconds from a to b.
+    row_before: (N,) int64 the third row of triplets.
     """
 
     row_a: np.ndarray
     row_b: np.ndarray
     dt_s: np.ndarray
+    row_before: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.row_a)
@@ -75,6 +77,7 @@ class RawBatch:
     dt_s: np.ndarray
     labels: RawLabels | None
     optical_flow: np.ndarray | None = None
+    frame_before: np.ndarray | None = None
 
     def to(self, device: torch.device) -> Batch:
         frame_a = to_tensor(self.frame_a, device)
@@ -83,7 +86,8 @@ class RawBatch:
         flow_uv = None
         if self.optical_flow is not None:
             flow_uv = torch.from_numpy(self.optical_flow.transpose(0, 3, 1, 2).copy()).to(device)
-        return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels, flow_uv)
+        frame_before = None if self.frame_before is None else to_tensor(self.frame_before, device)
+        return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels, flow_uv, frame_before)
 
 
 class Stager:
@@ -130,6 +134,25 @@ def flow_samples(store: FrameStore) -> Samples:
             "or synthetic video with dense_flow: true"
         )
     return Samples(samples.row_a[known], samples.row_b[known], samples.dt_s[known])
+
+
+def triplet_samples(store: FrameStore, gap: int) -> Samples:
+    """Every row of the train split with the rows `gap` before and after it, where each frame in between makes a good
+    pair with the next: no cut lies between them, and both ends exist. Raises NothingLeftError if there is none.
+    """
+    pairs = store.pairs("train")
+    step_s = np.full(len(store) + 1, np.nan)
+    consecutive = pairs.row_b == pairs.row_a + 1
+    step_s[pairs.row_a[consecutive]] = pairs.dt_s[consecutive]  # NaN where a row and the next are no pair
+    middle = np.arange(gap, len(store) - gap)
+    way = np.stack([step_s[middle + offset] for offset in range(-gap, gap)])
+    kept = np.isfinite(way).all(0)
+    rows, dt_s = middle[kept].astype(np.int64), way[gap:, kept].sum(0).astype(np.float32)
+    if not len(rows):
+        raise NothingLeftError(
+            f"no run of {2 * gap + 1} good frames in the train split: see data/pairs/dropped.json for the reasons"
+        )
+    return Samples(rows, rows + gap, dt_s, rows - gap)
 
 
 def labelled_samples(store: FrameStore, labels: LabelStore) -> Samples:
@@ -198,7 +221,8 @@ def make_batch(
     indices = draw_indices(len(samples), batch_size, seed=seed, iteration=iteration)
     rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
     single = bool((rows_a == rows_b).all())
-    views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b))]
+    before = () if samples.row_before is None else (samples.row_before[indices],)
+    views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b, *before))]
     found = None if labels is None else read_labels(labels, rows_a, trusted=trusted)
     flow_uv = None if optical_flow is None else read_flow(optical_flow, rows_a)
     if augment:
@@ -206,7 +230,8 @@ def make_batch(
         _augment(views, found, flow_uv, rng)
         if found is not None and single and copy_paste:
             found = RawLabels(*paste_objects(views[0], found.masks, found.scores, found.counts, rng))
-    return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found, flow_uv)
+    frame_b, frame_before = [*views[1:], None, None][:2]
+    return RawBatch(views[0], frame_b, samples.dt_s[indices], found, flow_uv, frame_before)
 
 
 def typical_confidence(labels: LabelStore) -> float:
@@ -273,6 +298,8 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
     yield from (batch.frame_a, batch.frame_b, batch.dt)
+    if batch.frame_before is not None:
+        yield batch.frame_before
     if batch.optical_flow is not None:
         yield batch.optical_flow
     for instances in batch.labels or ():

@@ -13,14 +13,16 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from models.interface import Batch, Needs, OpticalFlowEstimator, Segmenter
+from models.interface import Batch, OpticalFlowEstimator, Segmenter
 from tasks.training.batches import (
+    RawBatch,
     Samples,
     Stager,
     flow_samples,
@@ -29,16 +31,20 @@ from tasks.training.batches import (
     pair_samples,
     prefetch,
     torch_seed,
+    triplet_samples,
     truth_samples,
     typical_confidence,
 )
 from tasks.training.checkpoint import Checkpoints, State
 from tasks.training.collapse import CollapseWatch, PredictionStats, check_finite
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
+from tasks.training.self_training import round_starts
 
 if TYPE_CHECKING:
     from tasks.frames import FrameStore
     from tasks.labels import LabelStore
+
+Relabel = Callable[[int, Segmenter], "LabelStore"]
 
 LOG_EVERY = 10
 """Iterations averaged into one line of losses; reading a loss makes a GPU wait, so it is not done at each step."""
@@ -54,6 +60,7 @@ class Recipe:
     precision: str = "auto"
     augment: bool = True
     copy_paste: bool = False
+    self_training: int = 0
     validate_every: int = 200
     collapse_patience: int = 3
 
@@ -97,10 +104,13 @@ def fit(
     device: torch.device | str = "cpu",
     checkpoints: Checkpoints | None = None,
     hooks: Hooks | None = None,
+    relabel: Relabel | None = None,
 ) -> Fitted:
     """Train `model` in place on the train split of `store`, going on from `checkpoints` where there is one that fits.
 
     labels: instances by row, for methods whose `needs` is "labels", or "truth" and then the store's own.
+    relabel: called where a self-training round begins with the model as it stands there, (round from 1, model) -> the
+    labels of that round. A run that is resumed within a round asks for its labels again and must get the same.
     Seeds torch's generators at every iteration.
     Raises CollapseError when training degenerates, NothingLeftError without samples.
     """
@@ -111,29 +121,39 @@ def fit(
     if reads_labels and labels is None:
         raise ValueError(f"{type(model).__name__} learns from labels and was given none")
     labels = labels if reads_labels else None
-    samples = _choose_samples(store, labels, model.needs)
-    make = partial(
-        make_batch, store, samples, labels,
+    read = _read(store, labels, model, recipe)
+    starts = [0, *(round_starts(recipe.optimisation.iterations, recipe.self_training) if relabel else ())]
+    with numerics(device):
+        run = _Run(model, recipe, device, checkpoints, hooks or Hooks())
+        started_at = run.resume()
+        for number, (start, stop) in enumerate(pairwise([*starts, recipe.optimisation.iterations])):
+            if started_at >= stop:
+                continue
+            if number and relabel is not None and isinstance(model, Segmenter):
+                read = _read(store, relabel(number, model), model, recipe)
+            run.advance_over(read, max(start, started_at), stop)
+    return run.finish(started_at)
+
+
+def _read(
+    store: FrameStore, labels: LabelStore | None, model: Segmenter | OpticalFlowEstimator, recipe: Recipe
+) -> Callable[..., RawBatch]:
+    """(iteration=) -> the batch of that number."""
+    return partial(
+        make_batch, store, _choose_samples(store, labels, model), labels,
         batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment, copy_paste=recipe.copy_paste,
         trusted=1.0 if labels is None else typical_confidence(labels),
         optical_flow=store.optical_flow if model.needs == "optical_flow" else None,
     )  # fmt: skip
-    with numerics(device):
-        run = _Run(model, recipe, device, checkpoints, hooks or Hooks())
-        started_at = run.resume()
-        stager = Stager(device)
-        batches = prefetch(lambda i: stager.ahead(make(iteration=i)), started_at, recipe.optimisation.iterations)
-        with contextlib.closing(batches):
-            for batch in batches:
-                run.advance(stager.finish(batch))
-    return run.finish(started_at)
 
 
-def _choose_samples(store: FrameStore, labels: LabelStore | None, needs: Needs) -> Samples:
-    if needs == "truth":
+def _choose_samples(store: FrameStore, labels: LabelStore | None, model: Segmenter | OpticalFlowEstimator) -> Samples:
+    if model.needs == "truth":
         return truth_samples(store)
-    if needs == "optical_flow":
+    if model.needs == "optical_flow":
         return flow_samples(store)
+    if isinstance(model, Segmenter) and model.needs == "triplets":
+        return triplet_samples(store, model.frame_gap)
     return pair_samples(store) if labels is None else labelled_samples(store, labels)
 
 
@@ -170,6 +190,14 @@ class _Run:
             torch.cuda.reset_peak_memory_stats(self.device)
         self.window_started = time.perf_counter()
         return self.iteration
+
+    def advance_over(self, read: Callable[..., RawBatch], start: int, stop: int) -> None:
+        """The steps of iterations [start, stop), their batches read ahead."""
+        stager = Stager(self.device)
+        batches = prefetch(lambda i: stager.ahead(read(iteration=i)), start, stop)
+        with contextlib.closing(batches):
+            for batch in batches:
+                self.advance(stager.finish(batch))
 
     def advance(self, batch: Batch) -> None:
         """One step and whatever is due after it. Validation comes before the checkpoint, so that none is lost."""

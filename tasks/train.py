@@ -109,7 +109,8 @@ class _Session:
             try:
                 fitted = fit(
                     self.model, self.store, make_recipe(train), labels=label_store, device=self.device,
-                    checkpoints=checkpoints, hooks=hooks, relabel=self.relabel if self.model.needs == "labels" else None,
+                    checkpoints=checkpoints, hooks=hooks,
+                    relabel=self.relabel if self.model.needs == "labels" else None,
                 )  # fmt: skip
             except torch.OutOfMemoryError:
                 self.tracker.finish("FAILED")

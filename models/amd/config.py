@@ -28,6 +28,10 @@ class AmdConfig:
     """literal: I_t sampled with frame t's flow, as MoSIS' eq. 9. consistent: I_t(x) against I_t+1(x + F(x))."""
     readout: Readout = "mlp"
     """mlp: a segment's motion is an MLP of its pooled features. flow: the pooled flow estimate plus that MLP."""
+    motion_stride: int = 2
+    """The motion network sees frames shrunk by this factor, 1 or 2: a segment's motion is a mean over many pixels."""
+    dense_weight: float = 0.0
+    """Of the same loss under the motion network's own flow estimate at every pixel, which teaches it motion."""
     search_range: int = 4
     """Radius of PWC-Lite's cost volume in feature pixels."""
     min_coverage: float = 0.002
@@ -42,6 +46,8 @@ class AmdConfig:
     def __post_init__(self) -> None:
         if self.channels < 2:
             raise ValueError(f"channels must be at least 2, not {self.channels}: one of them is the background")
+        if self.motion_stride not in (1, 2):
+            raise ValueError(f"motion_stride must be 1 or 2, not {self.motion_stride}")
         if self.search_range < 1:
             raise ValueError(f"search_range must be at least 1, not {self.search_range}")
         for name in ("min_coverage", "min_area", "score_threshold"):

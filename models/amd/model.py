@@ -37,11 +37,19 @@ class Amd(Segmenter):
         """(B, 3, H, W) RGB in [0, 1] -> (B, C, H, W) float32 probabilities that sum to 1 over the channels."""
         return self.appearance(images).softmax(1)
 
+    def features(self, frame_a: Tensor, frame_b: Tensor) -> Tensor:
+        """Motion features V (B, d, H / s, W / s) of a pair (B, 3, H, W) that is shrunk by s = motion_stride first."""
+        stride = self.config.motion_stride
+        return self.motion(F.avg_pool2d(frame_a, stride), F.avg_pool2d(frame_b, stride))
+
     def motions(self, masks: Tensor, features: Tensor) -> Tensor:
-        """One motion a channel: masks (B, C, H, W), motion features (B, d, H, W) -> (B, C, 2) pixels (u, v)."""
-        pooled = pool_motion(masks, features)
-        read = self.segment_motion(pooled)
-        return read + pooled[..., -2:] if self.config.readout == "flow" else read
+        """One motion a channel: masks (B, C, H, W), features (B, d, H / s, W / s) -> (B, C, 2) pixels (u, v)."""
+        stride = self.config.motion_stride
+        pooled = pool_motion(F.avg_pool2d(masks, stride), features)
+        read: Tensor = self.segment_motion(pooled)
+        if self.config.readout == "flow":
+            read = read + stride * pooled[..., -2:]  # the motion network's own estimate of the flow
+        return read
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Photometric loss of the rebuilt frame: scalars "total" and "photo", and the masks' mean "largest_share".
@@ -49,16 +57,24 @@ class Amd(Segmenter):
         Reads frame_a and frame_b. In training mode the record of the channels learns, too.
         """
         masks = self.masks(batch.frame_a)
-        features = self.motion(batch.frame_a, batch.frame_b)
+        features = self.features(batch.frame_a, batch.frame_b)
         with torch.autocast(batch.frame_a.device.type, enabled=False):  # sub-pixel motion does not fit half precision
             motions = self.motions(masks, features.float())
             flow_uv = segment_flow(masks, motions)
-            rebuilt, goal = reconstruct(batch.frame_a, batch.frame_b, flow_uv, direction=self.config.warp_direction)
-            measure = absolute_error if self.config.photometric == "l1" else dissimilarity
-            photo = measure(rebuilt, goal).mean()
+            photo = self._compare(batch.frame_a, batch.frame_b, flow_uv)
+            stride = self.config.motion_stride
+            small = F.avg_pool2d(batch.frame_a, stride), F.avg_pool2d(batch.frame_b, stride)
+            dense = self._compare(*small, features[:, -2:].float())
         if self.training:
             self.record.update(masks.detach(), motions.detach())
-        return {"total": photo, "photo": photo, "largest_share": masks.detach().mean((2, 3)).amax(1).mean()}
+        share = masks.detach().mean((2, 3)).amax(1).mean()
+        total = photo + self.config.dense_weight * dense
+        return {"total": total, "photo": photo, "dense": dense, "largest_share": share}
+
+    def _compare(self, frame_a: Tensor, frame_b: Tensor, flow_uv: Tensor) -> Tensor:
+        rebuilt, goal = reconstruct(frame_a, frame_b, flow_uv, direction=self.config.warp_direction)
+        measure = absolute_error if self.config.photometric == "l1" else dissimilarity
+        return measure(rebuilt, goal).mean()
 
     @torch.no_grad()
     def predict(

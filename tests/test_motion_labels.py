@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 import torch
 
 from models.common.instances import Instances
+from models.motion_labels.appearance import BINS, colour_bins, count_colours, looks_like, spread_cube
 from models.motion_labels.background import Motion, border_parts, fit_homography, homography_flow
 from models.motion_labels.config import MotionLabelsConfig
 from models.motion_labels.consensus import UNKNOWN, FrameVotes, agree, link, overlap
-from models.motion_labels.labeller import label_clip, weigh_by_length
+from models.motion_labels.labeller import add_appearance, label_clip, weigh_by_length
 from models.motion_labels.motion import FlowReader, find_shots
 from models.motion_labels.proposals import merge_seeds
 from models.motion_labels.refine import blame_hiding, clean_mask, smooth_labels, votes_from_costs
@@ -277,6 +280,44 @@ def test_rigid_things_stay_apart_and_limbs_join() -> None:
     rigid = np.where(seeds[0][..., None], (3, 0), (0, 3)).astype(np.float32)
     assert len(merge_seeds(seeds, [Motion(1, rigid, still, telling)], 0.7)) == 2
     bending = np.zeros((20, 30, 2), np.float32)
-    bending[..., 0] = np.linspace(1, 5, 30)
+    bending[..., 0] = 3 + np.resize((-1, 1), 30) + 0.5 * seeds[1]
     assert len(merge_seeds(seeds, [Motion(1, bending, still, telling)], 0.1)) == 1
     assert len(merge_seeds(seeds[:0], [Motion(1, rigid, still, telling)], 0.7)) == 0
+
+
+def test_colours_tell_an_object_from_what_is_around_it() -> None:
+    frame = np.zeros((20, 20, 3), np.uint8)
+    frame[5:15, 5:15] = (240, 0, 0)
+    frame[0:2] = (0, 240, 0)
+    rows = np.zeros((20, 20), int)
+    rows[5:15, 5:17] = 1  # two columns too wide
+    bins = colour_bins(frame)
+    counted = count_colours(bins, rows, 1, 0.25)
+    assert counted[0, 0].sum() == 120
+    # The ring is two pixels wide, with round corners: it never reaches the green rows.
+    assert counted[0, 1][bins[0, 0]] == 0
+    likeness = looks_like(bins, counted[0])
+    assert likeness[7, 7] > 0.95
+    assert likeness[7, 15] < 0.2
+    assert likeness[0, 10] == pytest.approx(0.5)
+
+
+def test_a_colour_histogram_spreads_to_neighbouring_cells_and_keeps_its_sum() -> None:
+    histogram = np.zeros(BINS, np.float32)
+    histogram[0] = 8
+    spread = spread_cube(histogram)
+    assert spread.sum() == pytest.approx(8)
+    assert spread[0, 0, 0] > spread[1, 0, 0] > spread[1, 1, 0] > 0
+    assert spread[2].sum() == 0
+
+
+def test_colours_cut_what_moves_along_but_looks_like_the_ground() -> None:
+    here = FrameVotes(0, np.zeros((2, 8, 8), np.float32), np.zeros((8, 8), np.int16), [4])
+    bins = np.zeros((8, 8), np.int32)
+    bins[2:5, 2:5] = 100
+    here.rows[2:5, 2:7] = 1
+    here = replace(here, colours=count_colours(bins, here.rows, 1, 1.0))
+    votes = add_appearance(here.votes, [4], [here], bins, 1.0)
+    assert votes[0].max() == 0
+    assert votes[1, 3, 3] < 0 < votes[1, 3, 6]
+    assert np.array_equal(add_appearance(here.votes, [4], [here], bins, 0.0), here.votes)

@@ -32,3 +32,5 @@ class MotionLabelsConfig:
     """Frames to each side whose labels are averaged along the optical flow; 0 uses each frame alone."""
     min_track: int = 3
     """Fewest frames in which an object has to be found for its labels to stand."""
+    appearance: float = 1.0
+    """Weight of an object's colours along its track against all votes of motion; 0 looks at motion alone."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 import cv2
 import numpy as np
 
+from .appearance import BINS
 from .motion import FlowReader, pixel_grid
 
 UNKNOWN = -1
@@ -28,6 +29,7 @@ class FrameVotes:
     votes: np.ndarray
     rows: np.ndarray
     ids: list[int] = field(default_factory=list)
+    colours: np.ndarray = field(default_factory=lambda: np.zeros((0, 2, BINS), np.float32))
 
     @classmethod
     def empty(cls, frame: int, size: tuple[int, int]) -> FrameVotes:
@@ -93,6 +95,11 @@ def agree(here: FrameVotes, around: list[FrameVotes], seen: list[np.ndarray]) ->
             share = np.sum([tracks == track for tracks in seen], axis=0) / known
             votes[row] += _WEIGHT * (1 - share)
     return votes.astype(np.float32), ids
+
+
+def total_weight(seen: list[np.ndarray]) -> float:
+    """The most that a pixel's votes of `agree` can differ by."""
+    return 1 + (_WEIGHT if seen else 0)
 
 
 def _missing(here: FrameVotes, around: list[FrameVotes], seen: list[np.ndarray]) -> list[int]:

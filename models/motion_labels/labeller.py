@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from ..common.instances import Instances
+from .appearance import colour_bins, count_colours, looks_like
 from .config import MotionLabelsConfig
-from .consensus import FrameVotes, agree, link, overlap, seen_from
+from .consensus import FrameVotes, agree, link, overlap, seen_from, total_weight
 from .motion import FlowReader, find_shots
 from .proposals import propose
 from .refine import blame_hiding, clean_mask, motion_costs, smooth_labels, votes_from_costs
@@ -91,7 +92,8 @@ def _vote(
     for number, mask in enumerate(masks.values(), 1):
         rows[mask] = number
     ids = link(rows, len(masks), seen_from(reader, frame, past), next_id)
-    return FrameVotes(frame, votes[[0, *masks]], rows, ids)
+    colours = count_colours(colour_bins(reader.frames[frame]), rows, len(masks), scale)
+    return FrameVotes(frame, votes[[0, *masks]], rows, ids, colours)
 
 
 def _settle(reader: FlowReader, frame: int, window: list[FrameVotes], config: MotionLabelsConfig) -> Instances:
@@ -99,6 +101,8 @@ def _settle(reader: FlowReader, frame: int, window: list[FrameVotes], config: Mo
     around = [votes for votes in window if 0 < abs(votes.frame - frame) <= config.window]
     seen = seen_from(reader, frame, around)
     votes, ids = agree(here, around, seen)
+    bins = colour_bins(reader.frames[frame])
+    votes = add_appearance(votes, ids, [here, *around], bins, config.appearance * total_weight(seen))
     masks = _masks(votes, config, max(1.0, min(reader.size) / 128))
     if not masks:
         return Instances.empty(*reader.size)
@@ -109,6 +113,17 @@ def _settle(reader: FlowReader, frame: int, window: list[FrameVotes], config: Mo
     ]
     scores = torch.tensor([float(np.mean(share)) if share else 0.5 for share in shares])
     return Instances.from_masks(torch.from_numpy(np.stack(list(masks.values()))), scores, torch.tensor(tracks))
+
+
+def add_appearance(
+    votes: np.ndarray, ids: list[int], frames: list[FrameVotes], bins: np.ndarray, weight: float
+) -> np.ndarray:
+    """`votes` (L, H, W) with what colours say of each object, from its labels in the given frames."""
+    votes = votes.copy()
+    for row, track in enumerate(ids, 1):
+        counted = np.sum([part.colours[part.ids.index(track)] for part in frames if track in part.ids], axis=0)
+        votes[row] += 2 * weight * (0.5 - looks_like(bins, counted))
+    return votes
 
 
 def _masks(votes: np.ndarray, config: MotionLabelsConfig, scale: float) -> dict[int, np.ndarray]:

@@ -18,8 +18,8 @@ _CLEAR_SHARE = 0.2
 """A gap is long enough once this share of the seeds' area moves clearly."""
 _EDGE_SHARE = 0.25
 _MERGE_STEP = 1.5
-_MERGE_RELATIVE = 0.35
-_MERGE_SPREAD = 5.0
+_MERGE_RELATIVE = 0.15
+_MERGE_SPREAD = 1.5
 _MERGE_REACH = 6
 
 
@@ -108,7 +108,7 @@ def largest(seeds: np.ndarray, min_area: float, most: int) -> np.ndarray:
 def merge_seeds(seeds: np.ndarray, motions: list[Motion], step: float) -> np.ndarray:
     """Join neighbouring seeds (K, H, W) that do not move apart where they meet, the most alike first.
 
-    They move apart if motion differs there by more than `step` pixels, by 35 % of the motion itself, and by 5 times
+    They move apart if motion differs there by more than `step` pixels, by 15 % of the motion itself, and by 1.5 times
     what it varies within either of them: limbs vary within, two rigid things do not.
     """
     residual = np.concatenate([motion.residual_uv for motion in motions], -1) / np.sqrt(len(motions))

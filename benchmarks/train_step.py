@@ -143,7 +143,7 @@ def generate_store() -> tuple[FrameStore, list[list[Instances]]]:
     from tasks.sources.synthetic import generate_video
 
     settings = generator_settings(400, frames=_FRAMES)
-    videos = [generate_video(settings, number) for number in range(_VIDEOS)]  # type: ignore[arg-type]
+    videos = [generate_video(settings, number) for number in range(_VIDEOS)]
     truth = [[Instances.from_masks(torch.from_numpy(video.masks[:, t])) for t in range(_FRAMES)] for video in videos]
     store = FrameStore.from_arrays([video.frames for video in videos], ["train"] * _VIDEOS, 24.0, truth=truth)
     return store, truth

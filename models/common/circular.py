@@ -31,22 +31,49 @@ class CircularConv(nn.Conv2d):
 def double(features: Tensor) -> Tensor:
     """Bilinear upsampling by two with circular borders: (B, C, h, w) -> (B, C, 2h, 2w), at least float32.
 
-    Each output lies a quarter of a pixel from one input and three quarters from another: a matrix product an axis.
+    Each output is three quarters of the input that it lies in and a quarter of the next one on its side.
     """
-    batch, channels, height, width = features.shape
-    features = features.to(torch.promote_types(features.dtype, torch.float32))
-    lines = features.permute(0, 2, 3, 1).reshape(batch, height, width * channels)
-    with torch.autocast(features.device.type, enabled=False):
-        lines = _doubling(height, features) @ lines  # (2h, h) @ (B, h, w C)
-        pixels = _doubling(width, features) @ lines.view(batch, 2 * height, width, channels)  # (2w, w) @ (B, 2h, w, C)
-    return pixels.permute(0, 3, 1, 2)
+    doubled: Tensor = _Double.apply(features.to(torch.promote_types(features.dtype, torch.float32)))
+    return doubled
 
 
-def _doubling(size: int, like: Tensor) -> Tensor:
-    """(2 size, size): .75 of the pixel that an output lies in, .25 of the next one on its side."""
-    one = torch.eye(size, dtype=like.dtype, device=like.device)
-    before, after = 0.75 * one + 0.25 * one.roll(-1, dims=0).T, 0.75 * one + 0.25 * one.roll(1, dims=0).T
-    return torch.stack((before, after), dim=1).view(2 * size, size)
+class _Double(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, features: Tensor) -> Tensor:
+        return _double_axis(_double_axis(features.permute(0, 2, 3, 1), 1), 2).permute(0, 3, 1, 2)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _halve_axis(_halve_axis(gradient.permute(0, 2, 3, 1), 2), 1).permute(0, 3, 1, 2)
+
+
+def _double_axis(lines: Tensor, axis: int) -> Tensor:
+    """(B, H, W, C), twice as long along `axis`."""
+    doubled = lines.new_empty(*lines.shape[:axis], lines.shape[axis], 2, *lines.shape[axis + 1 :])
+    before, after = doubled.select(axis + 1, 0), doubled.select(axis + 1, 1)
+    torch.mul(lines, 0.75, out=before)
+    after.copy_(before)
+    _add_neighbour(before, lines, axis, -1)
+    _add_neighbour(after, lines, axis, 1)
+    return doubled.flatten(axis, axis + 1)
+
+
+def _halve_axis(gradient: Tensor, axis: int) -> Tensor:
+    """The adjoint of `_double_axis`."""
+    before, after = gradient.unflatten(axis, (-1, 2)).unbind(axis + 1)
+    halved = torch.add(before, after).mul_(0.75)
+    _add_neighbour(halved, before, axis, 1)
+    _add_neighbour(halved, after, axis, -1)
+    return halved
+
+
+def _add_neighbour(total: Tensor, lines: Tensor, axis: int, step: int) -> None:
+    """Add to each entry a quarter of the one that lies `step` (1 or -1) further along `axis`, in a circle."""
+    last = lines.shape[axis] - 1
+    inner, other, end, start = (0, 1, last, 0) if step == 1 else (1, 0, 0, last)
+    total.narrow(axis, inner, last).add_(lines.narrow(axis, other, last), alpha=0.25)
+    total.narrow(axis, end, 1).add_(lines.narrow(axis, start, 1), alpha=0.25)
 
 
 class _Surround(torch.autograd.Function):

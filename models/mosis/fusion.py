@@ -42,10 +42,8 @@ class _Partition(torch.autograd.Function):
         pull = (gradient * segments).sum(dim=1, keepdim=True)
         free = 1 - masks
         background = segments[:, :1] * total
-        if bool((background == 0).any()):  # a mask is exactly 1 somewhere
-            others = _products_of_others(free)
-        else:
-            others = background / free
+        saturated = bool((background == 0).any())  # some mask is exactly 1
+        others = _products_of_others(free) if saturated else background / free
         others *= pull - gradient[:, :1]
         others += gradient[:, 1:]
         others -= pull

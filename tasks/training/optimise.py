@@ -27,7 +27,7 @@ class Optimisation:
 def build_optimizer(model: nn.Module, settings: Optimisation) -> Optimizer:
     """AdamW or Adam; norms and biases (parameters of at most one dimension) do not decay.
 
-    Fused on CUDA. On a CPU the plain kernel, whose result does not depend on how tensors are split over threads.
+    Fused: one pass over memory, the same bits for the same number of threads.
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     groups = [
@@ -35,8 +35,7 @@ def build_optimizer(model: nn.Module, settings: Optimisation) -> Optimizer:
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
     kind = torch.optim.AdamW if settings.optimizer == "adamw" else torch.optim.Adam
-    fused = any(p.is_cuda for p in parameters)
-    return kind([group for group in groups if group["params"]], lr=settings.learning_rate, fused=fused)
+    return kind([group for group in groups if group["params"]], lr=settings.learning_rate, fused=True)
 
 
 def learning_rate_at(iteration: int, settings: Optimisation) -> float:

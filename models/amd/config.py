@@ -36,7 +36,7 @@ class AmdConfig:
     """Radius of PWC-Lite's cost volume in feature pixels."""
     min_coverage: float = 0.002
     """Channels that hold less of the training images than this share are no objects' channels."""
-    min_contrast: float = 0.3
+    min_contrast: float = 0.1
     """Pixels by which a channel's motion must differ from the background's, on average, to be an objects' channel."""
     min_area: float = 0.002
     """Smaller connected pieces of a channel are no instances, share of the image."""

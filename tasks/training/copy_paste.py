@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-SHARE = 0.5
+SHARE = 0.75
 """Of images that something is pasted into."""
-MOST = 3
+MOST = 4
 """Objects pasted into one image, drawn evenly from 1 to this."""
 SCALES = (0.6, 1.6)
 """Sides of a pasted object against its own, drawn evenly in the logarithm."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 Preset = Literal["yolov3", "small"]
-Objective = Literal["literal", "motion_labels"]
+Objective = Literal["literal", "em", "motion_labels"]
 ObjectnessTarget = Literal["literal", "inverted", "gain"]
 WarpDirection = Literal["literal", "consistent"]
 TargetNormalisation = Literal["minmax", "max", "none"]
@@ -86,7 +86,10 @@ class MosisConfig:
     preset: Preset = "small"
     """yolov3: Darknet-53 as in the thesis (about 62 M parameters). small: about 1 M, for CPUs."""
     objective: Objective = "motion_labels"
-    """literal: eq. 9-16, photometric reconstruction. motion_labels: learn from labels proposed by motion."""
+    """literal: eq. 9-16, photometric reconstruction. em: the same end, closed-form motion and instances found anew at
+    every step. motion_labels: learn from labels proposed by motion."""
+    frame_gap: int = 4
+    """em: frames between those compared. Slow things need some, what turns or leaves the picture soon can bear few."""
     top_k: int = 32
     """Proposals kept by objectness, K in eq. 2-8 and at inference."""
     search_range: int = 4
@@ -116,6 +119,6 @@ class MosisConfig:
         for name in ("score_threshold", "nms_iou", "mask_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        for name in ("top_k", "search_range"):
+        for name in ("top_k", "search_range", "frame_gap"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")

@@ -9,9 +9,10 @@ from torchvision.ops import nms
 from ..common.boxes import clip_boxes, scale_boxes
 from ..common.instances import Instances, mask_extents
 from ..common.masks import paste_binary, paste_masks
-from ..interface import Batch, Segmenter
+from ..interface import Batch, Needs, Segmenter
 from .appearance import AppearanceNetwork, Proposals
-from .config import NETWORKS, MosisConfig
+from .config import NETWORKS, MosisConfig, Objective
+from .em.step import Proposed, find_instances
 from .label_loss import label_loss
 from .losses import mosis_loss
 from .motion import MotionNetwork, SegmentMotion
@@ -20,6 +21,10 @@ OBJECTNESS_PRIOR = 0.01
 """Of untrained proposals where labels are learnt: about the share of proposals that ever fits one."""
 CANDIDATES = 1000
 """Most proposals of an image that enter NMS, best first: it takes time and memory that grow with their square."""
+EM_PROPOSALS = 8
+"""Of each image that the network offers the E-step."""
+EM_NMS = 0.5
+_NEEDS: dict[Objective, Needs] = {"literal": "pairs", "em": "triplets", "motion_labels": "labels"}
 
 
 class Mosis(Segmenter):
@@ -33,18 +38,21 @@ class Mosis(Segmenter):
         if size[0] % 32 or size[1] % 32:
             raise ValueError(f"training size {size} must be multiples of 32")
         self.config = config
-        learns_labels = config.objective == "motion_labels"
-        self.needs = "labels" if learns_labels else "pairs"
-        prior = OBJECTNESS_PRIOR if learns_labels else 0.5
+        self.needs = _NEEDS[config.objective]
+        self.frame_gap = config.frame_gap
+        prior = 0.5 if config.objective == "literal" else OBJECTNESS_PRIOR
         self.appearance = AppearanceNetwork(NETWORKS[config.preset], objectness_prior=prior)
         self.motion: MotionNetwork | None = None
         self.segment_motion: SegmentMotion | None = None
-        if not learns_labels:
+        if config.objective == "literal":
             self.motion = MotionNetwork(config.search_range)
             self.segment_motion = SegmentMotion(self.motion.channels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 16 for the literal objective, detector losses for labels: named scalars with "total"."""
+        """Eq. 16 for the literal objective, else detector losses for labels or for instances found here: named scalars
+        with "total"."""
+        if self.config.objective == "em":
+            return self._em_loss(batch)
         return self._label_loss(batch) if self.needs == "labels" else self._photometric_loss(batch)
 
     def propose(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,6 +132,28 @@ class Mosis(Segmenter):
             self.appearance,
         )
 
+    def _em_loss(self, batch: Batch) -> dict[str, Tensor]:
+        if batch.frame_before is None:
+            raise ValueError("this objective learns from triplets of frames, and the batch has pairs")
+        proposals = self.appearance(batch.frame_a)
+        proposed = self._best_proposals(proposals)
+        found = find_instances(batch.frame_a, batch.frame_b, batch.frame_before, proposed)  # E-step
+        losses = label_loss(proposals, found, self.appearance)  # M-step
+        count = losses["total"].new_tensor(float(sum(len(instances) for instances in found)))
+        return {**losses, "instances_per_image": count / len(found)}
+
+    @torch.no_grad()
+    def _best_proposals(self, proposals: Proposals) -> Proposed:
+        """What the network is most certain of, EM_PROPOSALS an image, whatever their objectness."""
+        logits = proposals.logits.detach()
+        index = torch.stack(
+            [_best_apart(boxes, scores) for boxes, scores in zip(proposals.boxes.detach().float(), logits, strict=True)]
+        )
+        regions = self.appearance.regions(proposals.boxes.detach().gather(1, index[..., None].expand(-1, -1, 4)))
+        masks = self.appearance.mask_logits(proposals.mask_features.detach(), regions.unbind(0)).sigmoid()
+        pasted = paste_masks(masks.view(*index.shape, *masks.shape[1:]), regions, proposals.image_size)
+        return Proposed(pasted, logits.gather(1, index).sigmoid())
+
     def _photometric_loss(self, batch: Batch) -> dict[str, Tensor]:
         assert self.motion is not None
         assert self.segment_motion is not None
@@ -147,6 +177,13 @@ class Mosis(Segmenter):
             error_scale=self.config.error_scale,
             lambda_obj=self.config.lambda_obj,
         )
+
+
+def _best_apart(boxes: Tensor, logits: Tensor) -> Tensor:
+    """EM_PROPOSALS indices, best first, whose boxes (A, 4) overlap little; the last repeated to make up the number."""
+    top = logits.topk(min(8 * EM_PROPOSALS, len(logits))).indices
+    kept = top[nms(boxes[top], logits[top], EM_NMS)[:EM_PROPOSALS]]
+    return torch.cat((kept, kept[-1:].expand(EM_PROPOSALS - len(kept))))
 
 
 def _select(boxes: Tensor, scores: Tensor, threshold: float, iou: float, most: int) -> Tensor:

@@ -30,7 +30,7 @@ from models.optical_flow.losses import (
     squared_error,
     trust_visible,
 )
-from models.optical_flow.pwc_lite import PwcLite
+from models.optical_flow.pwc_lite import PwcLite, crop_batch
 from models.optical_flow.raft import Raft
 from models.optical_flow.sizes import estimate_resized
 from tasks.errors import NothingLeftError
@@ -296,6 +296,21 @@ def test_hidden_pixels_count_only_where_occlusion_is_off(occlusion: bool) -> Non
     error, _, visible = model._explain(frame, other, still, back)
     assert float(visible) == (1 - 11 * 11 / 256 if occlusion else 1)
     assert (float(error) < 0.01**0.4 * 1.001) == occlusion
+
+
+def test_a_crop_is_one_window_of_frames_and_motion() -> None:
+    y, x = torch.meshgrid(torch.arange(24.0), torch.arange(40.0), indexing="ij")
+    place = torch.stack((x, y, 0 * x))[None]
+    batch = Batch(place, place + 1, torch.ones(1), None, place[:, :2])
+    torch.manual_seed(1)
+    cropped = crop_batch(batch, 20)
+    assert cropped.frame_a.shape == (1, 3, 16, 16)  # 20 is no multiple of 8
+    assert cropped.optical_flow is not None
+    torch.testing.assert_close(cropped.frame_a[:, :2], cropped.optical_flow)
+    torch.testing.assert_close(cropped.frame_b, cropped.frame_a + 1)
+    assert not torch.equal(cropped.frame_a, crop_batch(batch, 20).frame_a)
+    for side, shape in ((0, (24, 40)), (32, (24, 32)), (64, (24, 40))):
+        assert crop_batch(batch, side).frame_a.shape[2:] == shape
 
 
 def test_every_parameter_learns() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -41,6 +43,7 @@ class PwcLite(OpticalFlowEstimator):
         ).float()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
+        batch = crop_batch(batch, self.config.crop)
         return self._supervised(batch) if self.config.objective == "supervised" else self._unsupervised(batch)
 
     def _estimate(self, frames_a: Tensor, frames_b: Tensor) -> Tensor:
@@ -84,6 +87,19 @@ class PwcLite(OpticalFlowEstimator):
         error = compare(frame, warp(other, flow_uv), visible)
         smoothness = edge_aware_smoothness(flow_uv, frame, sharpness=self.config.edge_sharpness)
         return error, smoothness, visible.float().mean()
+
+
+def crop_batch(batch: Batch, side: int) -> Batch:
+    """The same window of both frames and the motion, side x side pixels at a place drawn from torch's generator.
+
+    Sides of the window are multiples of 8; a smaller frame stays whole along that side, and with side 0 along both.
+    """
+    height, width = batch.frame_a.shape[-2:]
+    rows, columns = (min(length, side // 8 * 8) if side else length for length in (height, width))
+    top, left = (int(torch.randint(free + 1, ())) for free in (height - rows, width - columns))
+    window = (..., slice(top, top + rows), slice(left, left + columns))
+    flow_uv = batch.optical_flow[window] if batch.optical_flow is not None else None
+    return replace(batch, frame_a=batch.frame_a[window], frame_b=batch.frame_b[window], optical_flow=flow_uv)
 
 
 class _Refiner(nn.Module):

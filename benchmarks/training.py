@@ -17,7 +17,7 @@ from benchmarks.data import Dataset, Video, open_fresh, open_motion_labels, open
 from benchmarks.harness import Report, Row, Setting, describe_plan, peak_mib, run_in_child
 from benchmarks.scores import predict, recall_by_motion, score
 from models.interface import Segmenter
-from tasks.errors import DataError, ParamsError
+from tasks.errors import ParamsError
 from tasks.labels import LabelStore
 from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
 from tasks.training.optimise import Optimisation
@@ -58,26 +58,28 @@ class Plan:
 
 
 def run_plans(report: Report, plans: Sequence[Plan], cache: Path) -> None:
-    """Add the plans' rows to `report`. Video and labels are made before, one after another, so that no row's time is
-    spent on them. A plan with `minutes_of` runs once that row is there, and fails with it.
+    """Add the plans' rows to `report`, seed by seed of the data, so that a run that is stopped has whole seeds.
+
+    Video and labels are made before, one after another, so that no row's time is spent on them. A plan with
+    `minutes_of` runs once that row is there, and fails with it.
     """
     done = {row["row"] for row in report.rows}
-    setting = Setting(cache, report.options.device, 1, 1)
     for plan in {describe_data(plan): plan for plan in plans if plan.row not in done}.values():
-        problem = run_in_child(prepare, plan, setting).get("failed")
-        if problem:
-            raise DataError(f"{plan.row}: its video or labels cannot be made: {problem}")
+        # Where this fails, so do the rows that need it, and say why.
+        run_in_child(prepare, plan, Setting(cache, report.options.device, 1, 1))
+    for seed in dict.fromkeys(plan.data.seed for plan in plans):
+        _run_seed(report, [plan for plan in plans if plan.data.seed == seed], cache)
+
+
+def _run_seed(report: Report, plans: Sequence[Plan], cache: Path) -> None:
     report.run(train_row, [plan for plan in plans if plan.minutes_of is None], cache)
-    later = [plan for plan in plans if plan.minutes_of is not None]
     minutes = {row["row"]: row["minutes"] for row in report.rows if "failed" not in row}
-    report.run(
-        train_row,
-        [replace(plan, minutes=minutes[plan.minutes_of]) for plan in later if plan.minutes_of in minutes],
-        cache,
-    )
+    later = [plan for plan in plans if plan.minutes_of is not None]
+    timed = [replace(plan, minutes=minutes[plan.minutes_of]) for plan in later if plan.minutes_of in minutes]
+    report.run(train_row, timed, cache)
     for plan in later:
         if plan.minutes_of not in minutes:
-            report.add({"row": plan.row, "failed": f"there is no row {plan.minutes_of} whose minutes to take"})
+            report.add({"row": plan.row, "failed": f"there is no row {plan.minutes_of!r} whose minutes to take"})
 
 
 def describe_data(plan: Plan) -> str:

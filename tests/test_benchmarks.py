@@ -20,7 +20,7 @@ from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, 
 from benchmarks.harness import ROOT, format_table
 from benchmarks.scores import recall_by_motion, score
 from benchmarks.tables import share, spread, summarise
-from benchmarks.training import INFERENCE, Plan, build_model, fit_minutes, make_recipe
+from benchmarks.training import INFERENCE, Plan, build_model, fit_minutes, make_recipe, run_plans
 from models.common.instances import Instances
 from tasks import params, train
 from tasks.errors import ParamsError
@@ -217,6 +217,42 @@ def test_minutes_become_iterations(monkeypatch):
     # Warm, two iterations a second.
     assert fit_minutes(plan, video, None, torch.device("cpu")) == 120
     assert fit_minutes(dataclasses.replace(plan, minutes=1e-6), video, None, torch.device("cpu")) == 1
+
+
+class FakeReport:
+    """Rows without work: those of the first seed take 2.5 minutes, those of seed 2 fail."""
+
+    def __init__(self) -> None:
+        self.options = argparse.Namespace(device="cpu")
+        self.rows: list[dict[str, Any]] = []
+        self.seen: list[Plan] = []
+
+    def run(self, function: Any, plans: list[Plan], cache: Path) -> None:
+        self.seen += plans
+        self.rows += [{"row": p.row, "minutes": 2.5} if p.seed == 1 else {"row": p.row, "failed": "x"} for p in plans]
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def test_rows_take_the_minutes_of_others_seed_by_seed(monkeypatch, tmp_path):
+    prepared: list[Plan] = []
+    monkeypatch.setattr("benchmarks.training.run_in_child", lambda function, plan, setting: prepared.append(plan))
+    plans = []
+    for seed in (1, 2):
+        data = Dataset(seed)
+        plans.append(Plan(f"em {seed}", "em", data, seed=seed, minutes_of=f"twin {seed}"))
+        plans.append(Plan(f"twin {seed}", "twin", data, seed=seed))
+        plans.append(Plan(f"labels {seed}", "labels", data, seed=seed, labels="motion"))
+    report: Any = FakeReport()
+    run_plans(report, plans, tmp_path)
+    assert [row["row"] for row in report.rows] == ["twin 1", "labels 1", "em 1", "twin 2", "labels 2", "em 2"]
+    assert [plan.minutes for plan in report.seen] == [None, None, 2.5, None, None]
+    assert report.rows[-1]["failed"] == "there is no row 'twin 2' whose minutes to take"
+    # What reads the same video and labels is prepared once.
+    assert sorted((plan.data.seed, plan.labels) for plan in prepared) == [
+        (1, "motion"), (1, "none"), (2, "motion"), (2, "none")
+    ]  # fmt: skip
 
 
 def options(*arguments: str, **changes: Any) -> argparse.Namespace:

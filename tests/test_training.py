@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ from tasks.training.batches import (
     torch_seed,
     typical_confidence,
 )
+from tasks.training.checkpoint import Checkpoints
 from tasks.training.collapse import CollapseWatch, describe, diagnose
 from tasks.training.loop import Hooks, autocast_dtype, fit
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
@@ -113,6 +115,49 @@ def test_a_loss_that_is_no_number_fails_at_once_with_the_term_and_the_rate() -> 
     store, labels = toy_store()
     with pytest.raises(CollapseError, match=r"by iteration 20: .*total is nan: lower train\.learning_rate \(now 0\.0"):
         fit(Diverging(), store, toy_recipe(), labels=labels)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_the_batch_that_broke_a_training_is_kept_for_a_look(tmp_path: Path, value: float) -> None:
+    class BrokenByOne(ToySegmenter):
+        def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+            losses = super().loss(batch)
+            return {**losses, "size": losses["size"] * value} if self.steps == 14 else losses
+
+    store, labels = toy_store()
+    recipe = toy_recipe(augment=True)
+    with pytest.raises(CollapseError, match=r"size is (nan|inf).*kept in .*diverged-00000013\.npz$"):
+        fit(BrokenByOne(), store, recipe, labels=labels, checkpoints=Checkpoints(tmp_path, {}, every=5))
+    read = {name: np.load(tmp_path / "diverged-00000013.npz")[name] for name in ("frame_a", "dt_s", "labels_counts")}
+    samples = labelled_samples(store, labels)
+    again = make_batch(store, samples, labels, batch_size=4, seed=0, iteration=13, augment=True)
+    np.testing.assert_array_equal(read["frame_a"], again.frame_a)
+    assert again.labels is not None
+    np.testing.assert_array_equal(read["labels_counts"], again.labels.counts)
+    assert not list(tmp_path.glob("*00000015.pt"))  # no checkpoint of weights that may be broken
+
+
+class Constant(ToySegmenter):
+    """Taught that everything is one object, whatever the picture."""
+
+    def loss(self, batch: Batch) -> dict[str, torch.Tensor]:
+        everywhere = Batch(batch.frame_a, batch.frame_b, batch.dt, [_everything() for _ in batch.frame_a])
+        return super().loss(everywhere)
+
+
+def _everything() -> Instances:
+    return Instances.from_masks(torch.ones(1, SIDE, SIDE, dtype=torch.bool))
+
+
+def test_a_training_that_really_collapses_is_stopped_by_what_it_predicts() -> None:
+    store, labels = toy_store()
+    hooks = Hooks(on_validate=lambda _, model: describe(model.predict(to_tensor(store.gather(np.arange(6))))))
+    recipe = toy_recipe(iterations=120, validate_every=20, collapse_patience=3)
+    torch.manual_seed(0)
+    with pytest.raises(CollapseError, match=r"3 validations in a row.*one mask for everything"):
+        fit(Constant(), store, recipe, labels=labels, hooks=hooks)
+    torch.manual_seed(0)
+    fit(ToySegmenter(), store, recipe, labels=labels, hooks=hooks)  # the same training on true masks goes through
 
 
 class Silent(ToySegmenter):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -90,14 +91,14 @@ class CollapseWatch:
         return reason
 
 
-def check_finite(losses: dict[str, float], iteration: int, learning_rate: float) -> None:
-    """Raises CollapseError at once if a loss term is not a finite number."""
+def explain_divergence(losses: dict[str, float], iteration: int, learning_rate: float, batch: Path | None) -> str:
+    """One line about loss terms that are not finite numbers. batch: the file that keeps what gave them."""
     broken = [f"{name} is {value}" for name, value in losses.items() if not math.isfinite(value)]
-    if broken:
-        raise CollapseError(
-            f"training has diverged by iteration {iteration}: {', '.join(broken)}: lower train.learning_rate "
-            f"(now {learning_rate:g}) or train.clip_grad_norm, or set train.precision to float32"
-        )
+    kept = "" if batch is None else f"; the batch that gave it is kept in {batch}"
+    return (
+        f"training has diverged by iteration {iteration}: {', '.join(broken)}: lower train.learning_rate "
+        f"(now {learning_rate:g}) or train.clip_grad_norm, or set train.precision to float32{kept}"
+    )
 
 
 def _covered(instances: Instances) -> float:

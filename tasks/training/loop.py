@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.interface import Batch, OpticalFlowEstimator, Segmenter
+from tasks.errors import CollapseError
 from tasks.training.batches import (
     RawBatch,
     Samples,
@@ -36,7 +37,8 @@ from tasks.training.batches import (
     typical_confidence,
 )
 from tasks.training.checkpoint import Checkpoints, State
-from tasks.training.collapse import CollapseWatch, PredictionStats, check_finite
+from tasks.training.collapse import CollapseWatch, PredictionStats, explain_divergence
+from tasks.training.divergence import first_broken, save_batch
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
 from tasks.training.self_training import round_starts
 
@@ -168,6 +170,7 @@ class _Run:
     seconds: float = 0.0
     images: int = 0
     window: list[dict[str, Tensor]] = field(default_factory=list)
+    reads: list[Callable[..., RawBatch]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.model.to(self.device).to(memory_format=torch.channels_last)
@@ -197,16 +200,20 @@ class _Run:
         batches = prefetch(lambda i: stager.ahead(read(iteration=i)), start, stop)
         with contextlib.closing(batches):
             for batch in batches:
-                self.advance(stager.finish(batch))
+                self.advance(stager.finish(batch), read)
 
-    def advance(self, batch: Batch) -> None:
-        """One step and whatever is due after it. Validation comes before the checkpoint, so that none is lost."""
+    def advance(self, batch: Batch, read: Callable[..., RawBatch]) -> None:
+        """One step and whatever is due after it. Validation comes before the checkpoint, so that none is lost.
+
+        read: (iteration=) -> the same batch again, should it break the training.
+        """
         torch.manual_seed(torch_seed(self.recipe.seed, self.iteration))
         rate = learning_rate_at(self.iteration, self.recipe.optimisation)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         clip = self.recipe.optimisation.clip_grad_norm
         self.window.append(train_step(self.model, self.optimizer, batch, dtype=self.dtype, clip=clip))
+        self.reads.append(read)
         self.iteration += 1
         last = self.iteration == self.recipe.optimisation.iterations
         validates = last or self.iteration % self.recipe.validate_every == 0
@@ -225,14 +232,24 @@ class _Run:
         return Fitted(self.iteration, started_at, seconds, rate, peak_mib(self.device))
 
     def _log(self, rate: float) -> None:
-        values = {name: float(torch.stack([step[name] for step in self.window]).mean()) for name in self.window[0]}
+        steps = _fetch(self.window)
+        values = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         seconds = time.perf_counter() - self.window_started
         images = len(self.window) * self.recipe.batch_size
         self.seconds += seconds
         self.images += images
-        self.window = []
-        check_finite(values, self.iteration, rate)
+        broken = first_broken(steps)
+        if broken is not None:
+            self._stop(steps[broken], self.iteration - len(steps) + broken, self.reads[broken], rate)
+        self.window, self.reads = [], []
         self.hooks.on_log(self.iteration, {**values, "learning_rate": rate, "images_per_s": images / seconds})
+
+    def _stop(self, losses: dict[str, float], number: int, read: Callable[..., RawBatch], rate: float) -> None:
+        """End the training at a loss that is no number, and keep batch `number`, the first that gave one."""
+        kept = None
+        if self.checkpoints is not None:
+            kept = save_batch(self.checkpoints.folder, read(iteration=number), number)
+        raise CollapseError(explain_divergence(losses, self.iteration, rate, kept))
 
     def _validate(self) -> None:
         self.model.eval()
@@ -248,6 +265,13 @@ class _Run:
         seconds = self.earlier_seconds + self.seconds
         model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         self.checkpoints.save(State(self.iteration, model, optimizer, seconds, self.watch.streak))
+
+
+def _fetch(steps: list[dict[str, Tensor]]) -> list[dict[str, float]]:
+    """The losses of several steps as numbers, brought from the device in one piece."""
+    names = list(steps[0])
+    table = torch.stack([torch.stack([step[name] for name in names]) for step in steps]).tolist()
+    return [dict(zip(names, row, strict=True)) for row in table]
 
 
 def train_step(

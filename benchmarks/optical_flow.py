@@ -89,10 +89,10 @@ def main() -> None:
     with cache_folder(options) as cache:
         report.run(run_row, plan_rows(options), cache)
     if not options.raft_weights:
-        note = "needs a weight file, which this project does not come with: give one with --raft-weights"
+        note = "raft: left out, needs --raft-weights FILE"
         report.add({"row": "raft", "left_out": note})
     lines = [
-        [row["row"], *(row.get(name) for name in ("iterations", "minutes")), *(row.get(name) for name in _COLUMNS)]
+        [row.get("left_out", row["row"]), *(row.get(name) for name in ("iterations", "minutes", *_COLUMNS))]
         for row in report.rows
     ]
     report.finish(format_table(("row", "iterations", "minutes", *_COLUMNS), lines))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -18,12 +18,16 @@ from benchmarks.harness import Report, Row, Setting, describe_plan, peak_mib, ru
 from benchmarks.scores import predict, recall_by_motion, score
 from models.interface import Segmenter
 from tasks.errors import ParamsError
+from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
 from tasks.training.optimise import Optimisation
+from tasks.training.self_training import relabel
 
 INFERENCE = {"nms_iou": 0.5, "box_from_mask": True, "score_with_mask": True}
 """What params.yaml changes of the thesis' section 3.8 for its preset."""
+SELF_TRAINING_SCORE = 0.5
+"""params.yaml's train.self_training_score."""
 _MEASURED = 20
 """Iterations whose time says how many fit into a number of minutes."""
 _NEVER = 10**9
@@ -105,7 +109,8 @@ def train_row(plan: Plan, setting: Setting) -> Row:
     torch.manual_seed(plan.seed)
     model = build_model(plan.method, plan.settings, video.store.size)
     budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, device)
-    fitted = fit(model, video.store, make_recipe(plan, budget), labels=labels, device=device)
+    again = make_relabel(video.store, labels, device) if labels is not None and plan.labels == "motion" else None
+    fitted = fit(model, video.store, make_recipe(plan, budget), labels=labels, device=device, relabel=again)
     memory = fitted.peak_mib if device.type == "cuda" else peak_mib()
     return {
         "kind": plan.kind,
@@ -164,6 +169,16 @@ def choose_labels(plan: Plan, setting: Setting) -> tuple[LabelStore | None, Row]
         return open_video(plan.data, setting.cache).store.truth, {}
     motion = open_motion_labels(plan.data, plan.labeller, setting.cache)
     return motion.labels, {"label_seconds": motion.seconds, "label_scores": motion.scores}
+
+
+def make_relabel(store: FrameStore, labels: LabelStore, device: torch.device) -> Callable[[int, Segmenter], LabelStore]:
+    """For self-training rounds: the motion labels with what the network adds to them."""
+
+    def add_missing(number: int, model: Segmenter) -> LabelStore:
+        items = relabel(model, store, labels, score_threshold=SELF_TRAINING_SCORE, device=device)
+        return LabelStore.from_items(store.size, items)
+
+    return add_missing
 
 
 def build_model(method: str, settings: dict[str, Any], size: tuple[int, int]) -> Segmenter:

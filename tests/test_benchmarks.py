@@ -20,12 +20,22 @@ from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, 
 from benchmarks.harness import ROOT, format_table
 from benchmarks.scores import recall_by_motion, score
 from benchmarks.tables import share, spread, summarise
-from benchmarks.training import INFERENCE, Plan, build_model, fit_minutes, make_recipe, run_plans
+from benchmarks.training import (
+    INFERENCE,
+    SELF_TRAINING_SCORE,
+    Plan,
+    build_model,
+    fit_minutes,
+    make_recipe,
+    make_relabel,
+    run_plans,
+)
 from models.common.instances import Instances
 from tasks import params, train
 from tasks.errors import ParamsError
 from tasks.sources.synthetic import generate_video
 from tasks.sources.synthetic.jobs import assign_splits
+from tests.training_toy import toy_store
 
 TINY: dict[str, Any] = {"frames": 6, "height": 64, "width": 64}
 
@@ -86,7 +96,8 @@ def test_settings_are_the_pipelines_own():
     known = params.load(ROOT / "params.yaml").train
     assert all(getattr(known.mosis, name) == value for name, value in INFERENCE.items())
     plan = Plan("row", "kind", Dataset(0), seed=3)
-    expected = train.make_recipe(params.TrainParams(seed=3, iterations=7, validate_every=10**9))
+    assert known.self_training_score == SELF_TRAINING_SCORE
+    expected = train.make_recipe(dataclasses.replace(known, seed=3, iterations=7, validate_every=10**9))
     assert make_recipe(plan, 7) == expected
 
 
@@ -217,6 +228,28 @@ def test_minutes_become_iterations(monkeypatch):
     # Warm, two iterations a second.
     assert fit_minutes(plan, video, None, torch.device("cpu")) == 120
     assert fit_minutes(dataclasses.replace(plan, minutes=1e-6), video, None, torch.device("cpu")) == 1
+
+
+def test_self_training_adds_what_the_labels_miss():
+    store, labels = toy_store()
+
+    class Finder:
+        training = True
+
+        def eval(self) -> None: ...
+
+        def train(self, mode: bool) -> None: ...  # noqa: FBT001
+
+        def predict(self, images: torch.Tensor, *, score_threshold: float) -> list[Instances]:
+            mask = torch.zeros(1, 32, 32, dtype=torch.bool)
+            mask[0, 28:, :4] = True
+            return [Instances.from_masks(mask, torch.tensor([score_threshold]))] * len(images)
+
+    finder: Any = Finder()
+    again = make_relabel(store, labels, torch.device("cpu"))(1, finder)
+    assert (len(labels[0]), len(again[0])) == (1, 2)
+    assert again[0].scores.max() == 1
+    assert again[0].scores.min() == SELF_TRAINING_SCORE
 
 
 class FakeReport:

@@ -16,23 +16,24 @@ import contextlib
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from benchmarks.harness import Report
+from benchmarks.generator import generator_settings
+from benchmarks.harness import Report, Row, Setting, add_options, cache_folder, describe_plan, format_table
 from benchmarks.naive import labels as naive_labels
 from benchmarks.naive import photometric as naive_photometric
 from models.common.instances import Instances
 from models.interface import Batch
-from models.mosis.config import MosisConfig
+from models.mosis.config import MosisConfig, Preset
 from models.mosis.model import Mosis
 from tasks.frames import FrameStore
-from tasks.process import count_cores, pin_threads, tune_allocator
+from tasks.sources.synthetic import generate_video
 from tasks.training.batches import labelled_samples, make_batch, pair_samples, torch_seed
 from tasks.training.loop import autocast_dtype, numerics, train_step
 from tasks.training.optimise import Optimisation, build_optimizer
@@ -40,79 +41,86 @@ from tasks.training.optimise import Optimisation, build_optimizer
 SIDE = 128
 CLIP = 0.7
 """Largest gradient norm; any, so that clipping is timed."""
+RATIOS = ("speedup_vs_naive", "share_of_conv_limit")
 _VIDEOS, _FRAMES = 4, 24
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row: the step of one objective. steps: of each round; the naive variant does one."""
+
+    row: str
+    preset: Preset
+    precision: str
+    batch_size: int
+    rounds: int
+    steps: int
 
 
 def main() -> None:
     options = parse_options()
-    tune_allocator()
-    if options.device == "cpu":
-        pin_threads(options.threads)
     report = Report("train_step", options)
-    for objective in options.objective:
-        report.add({"row": objective, **measure(objective, options)})
-    lines = [[row["row"], name, *figures] for row in report.rows for name, figures in row["pairs_per_s"].items()]
-    shown = [
-        [row, name, best, median] for row, name, (best, median) in ((line[0], line[1], line[2:]) for line in lines)
-    ]
-    table = "\n".join(f"{a:14}{b:8}{c:10.1f}{d:10.1f}" for a, b, c, d in shown)
-    ratios = {key: {row["row"]: row[key] for row in report.rows} for key in ("speedup_vs_naive", "share_of_conv_limit")}
-    report.finish(f"{'objective':14}{'':8}{'best':>10}{'median':>10}  pairs/s\n{table}", **ratios)
+    names = [field.name for field in fields(Plan) if field.name != "row"]
+    plans = [Plan(row, **{name: getattr(options, name) for name in names}) for row in options.objective]
+    with cache_folder(options) as cache:
+        report.run(measure, plans, cache)
+    rows = [row for row in report.rows if "failed" not in row]
+    lines = [[row["row"], name, *speeds] for row in rows for name, speeds in row["pairs_per_s"].items()]
+    lines += [[row["row"], name, row[name], row[name]] for row in rows for name in RATIOS]
+    ratios = {name: {row["row"]: row[name] for row in rows} for name in RATIOS}
+    report.finish(format_table(("objective", "pairs/s", "best", "median"), lines), **ratios)
 
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     objectives = ("motion_labels", "literal")
     parser.add_argument("--objective", nargs="+", choices=objectives, default=list(objectives))
-    parser.add_argument("--preset", choices=("small", "yolov3"), default="small")
-    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    parser.add_argument("--preset", choices=get_args(Preset), default="small")
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=4, help="steps a round; the naive variant does one")
-    parser.add_argument("--threads", type=int, default=count_cores(), help="of a CPU")
-    parser.add_argument("--output", type=Path, help="results file; default: benchmarks/results/train_step.json")
-    parser.add_argument("--no-save", action="store_true", help="print only")
-    options = parser.parse_args()
-    options.resume = False
-    if options.device == "auto":
-        options.device = "cuda" if torch.cuda.is_available() else "cpu"
-    return options
+    add_options(parser)
+    return parser.parse_args()
 
 
-def measure(objective: str, options: argparse.Namespace) -> dict[str, Any]:
-    """One row: pairs/s of every variant (best, median over rounds) and the ratios."""
-    device = torch.device(options.device)
+def measure(plan: Plan, setting: Setting) -> Row:
+    """Pairs/s of every variant (best, median over rounds) and the ratios."""
+    device = choose_device(setting.device)
     with numerics(device):
-        variants = build_variants(objective, options, device)
+        variants = build_variants(plan, device)
         for variant, _ in variants.values():  # allocators, kernels and caches settle
             variant()
         seconds: dict[str, list[float]] = {name: [] for name in variants}
-        for _ in range(options.rounds):
+        for _ in range(plan.rounds):
             for name, (variant, repeats) in variants.items():
                 seconds[name].append(_time(variant, repeats, device))
-    size = options.batch_size
-    speed = {name: [size / min(times), size / statistics.median(times)] for name, times in seconds.items()}
+    size = plan.batch_size
+    speed = {name: (size / min(times), size / statistics.median(times)) for name, times in seconds.items()}
     return {
+        **describe_plan(plan),
+        "device": device.type,
+        "threads": torch.get_num_threads(),
         "pairs_per_s": {name: [round(value, 2) for value in figures] for name, figures in speed.items()},
         "speedup_vs_naive": _ratio(seconds["naive"], seconds["step"]),
         "share_of_conv_limit": _ratio(seconds["convs"], seconds["step"]),
-        "batch_size": size,
-        "threads": torch.get_num_threads(),
     }
 
 
-def build_variants(
-    objective: str, options: argparse.Namespace, device: torch.device
-) -> dict[str, tuple[Callable[[], object], int]]:
+def choose_device(name: str) -> torch.device:
+    """auto takes a GPU where there is one."""
+    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
+
+
+def build_variants(plan: Plan, device: torch.device) -> dict[str, tuple[Callable[[], object], int]]:
     """What is timed, by name, each with the times that it is repeated within a round."""
     torch.manual_seed(0)
-    config = MosisConfig(preset=options.preset, objective=objective)  # type: ignore[arg-type]
+    config = MosisConfig(preset=plan.preset, objective=plan.row)  # type: ignore[arg-type]
     model = Mosis(config, (SIDE, SIDE)).to(device).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, Optimisation(1, 1e-4))
-    dtype = autocast_dtype(options.precision, device)
-    make = data_source(generate_store(), learns_labels=model.needs == "labels", batch_size=options.batch_size)
-    batches = [make(number).to(device) for number in range(options.steps)]
+    dtype = autocast_dtype(plan.precision, device)
+    make = data_source(generate_store(), learns_labels=model.needs == "labels", batch_size=plan.batch_size)
+    batches = [make(number).to(device) for number in range(plan.steps)]
     turns = {"step": 0, "data": 0}
 
     def take_turn(name: str) -> int:
@@ -130,18 +138,15 @@ def build_variants(
 
     convolutions = record_convolutions(model, batches[0], dtype)
     return {
-        "step": (step, options.steps),
+        "step": (step, plan.steps),
         "naive": (naive, 1),
-        "convs": (lambda: run_convolutions(convolutions), options.steps),
-        "data": (lambda: make(take_turn("data")).to(device), options.steps),
+        "convs": (lambda: run_convolutions(convolutions), plan.steps),
+        "data": (lambda: make(take_turn("data")).to(device), plan.steps),
     }
 
 
 def generate_store() -> tuple[FrameStore, list[list[Instances]]]:
     """Frames of the thesis' generator and the truth of each, in memory."""
-    from benchmarks.data import generator_settings
-    from tasks.sources.synthetic import generate_video
-
     settings = generator_settings(400, frames=_FRAMES)
     videos = [generate_video(settings, number) for number in range(_VIDEOS)]
     truth = [[Instances.from_masks(torch.from_numpy(video.masks[:, t])) for t in range(_FRAMES)] for video in videos]

@@ -122,22 +122,27 @@ def photometric_loss(error: Tensor) -> Tensor:
     return error.mean() / 2  # eq. 11
 
 
-def mean_error(segments: Tensor, error: Tensor) -> Tensor:
-    """Eq. 14: error (B, H, W) averaged over each instance of `segments` (B, K+1, H, W), not the background: (B, K)."""
+def mean_error(segments: Tensor, *errors: Tensor) -> Tensor:
+    """Eq. 14: each error map (B, H, W) averaged over every instance of `segments` (B, K+1, H, W), not the background.
+
+    Returns (B, K), or (E, B, K) for E maps, which read the segments but once.
+    """
     weights = segments[:, 1:].flatten(2)  # (B, K, HW)
-    totals = (weights @ error.flatten(1).unsqueeze(2)).squeeze(2)
-    return totals / (weights.sum(2) + EPSILON)  # eq. 14
+    maps = torch.stack((*errors, torch.ones_like(errors[0])), dim=-1).flatten(1, 2)  # (B, HW, E + 1)
+    *totals, areas = (weights @ maps).unbind(2)
+    means = [total / (areas + EPSILON) for total in totals]  # eq. 14
+    return means[0] if len(means) == 1 else torch.stack(means)
 
 
 @torch.no_grad()  # the network must not improve its own targets
 def explain_segments(error: Tensor, frame: Tensor, other: Tensor, there: SegmentMotions, reading: Reading) -> Tensor:
     """Targets t (B, K) of eq. 15 from the error map (B, H, W) that the segments' motions leave; without gradient."""
     factor = 0.5 if reading.scale == "half" else 1.0
-    own = factor * mean_error(there.segments, error)
     if reading.target != "gain":
+        own = factor * mean_error(there.segments, error)
         return error_targets(own, inverted=reading.target == "inverted", normalisation=reading.normalisation)
     alone = error_map(*reconstruct(frame, other, there.background_flow_uv, direction=reading.direction))
-    return gain_targets(own, factor * mean_error(there.segments, alone))
+    return gain_targets(*(factor * mean_error(there.segments, error, alone)))
 
 
 def gain_targets(error: Tensor, background_error: Tensor) -> Tensor:

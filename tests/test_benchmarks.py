@@ -64,7 +64,6 @@ def test_each_row_has_a_process_and_one_that_fails_costs_no_other(tmp_path):
     last = json.loads(done.stdout.splitlines()[-1])
     assert last == json.loads((tmp_path / "toy.json").read_text())
     assert last["note"] == "done"
-    assert last["machine"]["cores"] >= 1
     assert last["command"].startswith("python -m benchmarks.")
     # Those that failed run again, and no other.
     run_toy(tmp_path, "work", "refuse", "die", "work", "--jobs", "2", "--resume")
@@ -370,4 +369,5 @@ def test_hard_scenes_from_end_to_end_on_a_bare_machine(tmp_path):
     for row in (free, twin):
         assert {"mask", "box", "mask_at_cut", "box_at_cut", "fresh", "minutes", "threads", "seed"} <= set(row)
     assert set(document["summary"]) == {"standing still"}
-    assert "pydantic" not in document["versions"]
+    assert document["machine"]["cores"] >= 1
+    assert document["versions"]["torch"] == torch.__version__

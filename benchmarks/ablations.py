@@ -106,6 +106,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "objective": {"literal, motion by MLP": _literal(), "em, motion in closed form": _em()},
     "frame gap": {f"{gap} frames": _em(frame_gap=gap) for gap in (1, 2, 4, 8)},
+    "em, images laid over each other": {"with": _em(mix=True), "without": _em(mix=False)},
     "temporal consensus": {"default window": _LABELS, "window 0": {**_LABELS, "labeller": {"window": 0}}},
     "copy-paste": {name: {**_LABELS, "recipe": {"copy_paste": name == "with"}} for name in ("with", "without")},
     "self-training": {f"{rounds} rounds": {**_LABELS, "recipe": {"self_training": rounds}} for rounds in (0, 1, 2)},

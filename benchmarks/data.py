@@ -229,7 +229,7 @@ def _label(job: tuple[np.ndarray, MotionLabelsConfig, int]) -> tuple[LabelStore,
 
 @functools.cache
 def _generator_sources() -> str:
-    return _digest_folders("tasks/sources/synthetic", "benchmarks/data.py")
+    return _digest_folders("tasks/sources/synthetic", "benchmarks/data.py", "benchmarks/generator.py")
 
 
 def _digest_folders(*names: str) -> str:

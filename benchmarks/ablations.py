@@ -16,6 +16,7 @@ from benchmarks.data import Dataset
 from benchmarks.harness import Report, add_options, cache_folder, start
 from benchmarks.tables import format_rows, summarise
 from benchmarks.training import INFERENCE, Plan, check_settings, find_config, run_plans
+from models.motion_labels.config import MotionLabelsConfig
 from tasks.errors import ParamsError
 from tasks.training.loop import Recipe
 from tasks.training.optimise import Optimisation
@@ -71,6 +72,7 @@ def check(changes: dict[str, Any]) -> None:
     """Raises ParamsError where the method or training of this version has no such setting."""
     method = changes.get("method", "mosis")
     check_settings(find_config(method), changes.get("settings", {}), f"method {method}")
+    check_settings(MotionLabelsConfig, changes.get("labeller", {}), "the motion labeller")
     known = {one.name for one in fields(Optimisation)}
     own = {name: value for name, value in changes.get("recipe", {}).items() if name not in known}
     check_settings(Recipe, own, "training")
@@ -108,6 +110,7 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "frame gap": {f"{gap} frames": _em(frame_gap=gap) for gap in (1, 2, 4, 8)},
     "em, images laid over each other": {"with": _em(mix=True), "without": _em(mix=False)},
     "temporal consensus": {"default window": _LABELS, "window 0": {**_LABELS, "labeller": {"window": 0}}},
+    "labels' colours": {"with": _LABELS, "without": {**_LABELS, "labeller": {"appearance": 0.0}}},
     "copy-paste": {name: {**_LABELS, "recipe": {"copy_paste": name == "with"}} for name in ("with", "without")},
     "self-training": {f"{rounds} rounds": {**_LABELS, "recipe": {"self_training": rounds}} for rounds in (0, 1, 2)},
     "frame rate": dict(_rates()),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from models.mosis.fusion import partition, pool_motion, segment_flow
+from models.mosis.fusion import _products_of_others, partition, pool_motion, segment_flow
 
 
 def test_two_overlapping_masks_by_hand() -> None:
@@ -71,3 +71,9 @@ def test_fusion_gradients_even_where_masks_are_exactly_zero_or_one() -> None:
         return segment_flow(segments, pool_motion(segments, features))
 
     assert torch.autograd.gradcheck(flow, (masks, features))
+
+
+def test_products_of_others_with_none_one_and_two_zeros() -> None:
+    factors = torch.tensor([[0.5, 0.25, 0.2], [0.0, 0.25, 0.2], [0.0, 0.0, 0.2]]).T.view(1, 3, 1, 3)
+    expected = torch.tensor([[0.05, 0.1, 0.125], [0.05, 0.0, 0.0], [0.0, 0.0, 0.0]]).T.view(1, 3, 1, 3)
+    torch.testing.assert_close(_products_of_others(factors), expected)

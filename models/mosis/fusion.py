@@ -42,8 +42,9 @@ class _Partition(torch.autograd.Function):
         pull = (gradient * segments).sum(dim=1, keepdim=True)
         free = 1 - masks
         background = segments[:, :1] * total
-        saturated = bool((background == 0).any())  # some mask is exactly 1
-        others = _products_of_others(free) if saturated else background / free
+        # Where a mask is exactly 1, dividing by what it leaves fails. Asking a GPU whether one is would wait for it.
+        careful = masks.is_cuda or bool((background == 0).any())
+        others = _products_of_others(free) if careful else background / free
         others *= pull - gradient[:, :1]
         others += gradient[:, 1:]
         others -= pull

@@ -150,10 +150,8 @@ def objectness_loss(logits: Tensor, overlap: Tensor, positives: Positives, targe
     Proposals that fit a label well without being chosen for it are left out, and so are all that fit a label without
     confidence.
     """
-    goal, weight = torch.zeros_like(logits), torch.ones_like(logits)
-    image, proposal = targets.image[:, None].expand_as(overlap), torch.arange(logits.shape[1], device=logits.device)
-    well = overlap > IGNORED_IOU
-    weight[image[well], proposal.expand_as(overlap)[well]] = 0
+    well = torch.zeros_like(logits).index_add(0, targets.image, (overlap > IGNORED_IOU).to(logits))  # (B, A) labels
+    goal, weight = torch.zeros_like(logits), (well == 0).to(logits)
     at = (positives.image, positives.proposal)
     goal[at] = overlap[positives.label, positives.proposal]
     weight[at] = targets.weights[positives.label]

@@ -48,6 +48,7 @@ from tasks.training.optimise import Optimisation
 
 LEARNS: dict[str, Any] = {"photometric": "ssim", "readout": "flow", "dense_weight": 1.0}
 """What makes AMD learn within minutes: README.md of models/amd says what each is for."""
+CHANNELS = 5
 OBJECTS = {"one object": (1, 1), "several objects": (3, 5)}
 COLUMNS = (
     "row", "auto AP50", "auto best IoU", "found/frame", "oracle AP50", "oracle IoU", "person IoU", "chosen", "coverage",
@@ -116,7 +117,7 @@ def run_row(plan: Plan, setting: Setting) -> Row:
     )
     store = open_many(plan, setting) if plan.video is None else open_one(plan)
     torch.manual_seed(plan.seed)
-    model = Amd(AmdConfig(**plan.settings), store.size)
+    model = Amd(AmdConfig(**plan.settings, channels=CHANNELS), store.size)
     optimisation = Optimisation(
         plan.iterations, plan.learning_rate, 0.0, min(20, plan.iterations), "cosine", "adam", clip_grad_norm=5.0
     )
@@ -140,7 +141,7 @@ def run_row(plan: Plan, setting: Setting) -> Row:
             "best_iou": best_iou(found, truth),
             "found_per_frame": sum(map(len, found)) / len(rows),
         },
-        **score_channels(winners, truth, model.config.channels),
+        **score_channels(winners, truth, CHANNELS),
         "chosen": torch.nonzero(model.chosen_channels())[:, 0].tolist(),
         "training_coverage": model.record.coverage.tolist(),
         "training_contrast_px": model.record.contrast.tolist(),
@@ -221,7 +222,7 @@ def draw(
     lines = []
     for index in np.linspace(0, len(rows) - 1, _PICTURES).astype(int):
         frame = store.frame(int(rows[index]))
-        held = [np.where(winners[index].numpy()[..., None] == channel, 255, 0) for channel in range(5)]
+        held = [np.where(winners[index].numpy()[..., None] == channel, 255, 0) for channel in range(CHANNELS)]
         channels = [np.broadcast_to(one, frame.shape).astype(np.uint8) for one in held]
         lines.append(side_by_side([frame, *channels, overlay(frame, found[index]), overlay(frame, truth[index])]))
     write_jpeg(path, stack_rows(lines), quality=80)

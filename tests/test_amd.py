@@ -16,6 +16,7 @@ from models.amd.appearance import AppearanceNetwork
 from models.amd.channels import ChannelRecord, choose_channels, find_instances, split_pieces
 from models.amd.config import AmdConfig
 from models.amd.model import Amd
+from models.common.instances import Instances
 from models.interface import Batch
 from tasks import evaluate, ingest, pairs, train
 from tasks import params as parameters
@@ -235,6 +236,21 @@ def test_the_stages_train_and_score_amd(tmp_path: Path, monkeypatch: pytest.Monk
     summary = read_json(tmp_path / "outputs" / "train" / "summary.json")
     assert (summary["method"], summary["labels"]) == ("amd", None)
     assert read_json(tmp_path / "outputs" / "evaluate" / "metrics.json")["images"] > 0
+
+
+def test_the_oracle_gives_every_object_a_channel_of_its_own() -> None:
+    from benchmarks.amd import best_iou, match_channels
+
+    truth = Instances.from_masks(torch.from_numpy(np.stack([winners_of("1100 1100") > 0, winners_of("0011 0000") > 0])))
+    masks = torch.from_numpy(np.stack([winners_of("1111 1100") > 0, winners_of("1100 1000") > 0]))
+    # Both objects lie in channel 0: 4 of its 6 pixels and 2 of them. Apart, the objects get 3/4 and 2/6.
+    found, ious = match_channels(masks, truth)
+    assert ious.tolist() == pytest.approx([3 / 4, 2 / 6])
+    assert sorted(found.scores.tolist()) == pytest.approx([2 / 6, 3 / 4])
+    one_channel, left = match_channels(masks[:1], truth)
+    assert (len(one_channel), left.tolist()) == (1, pytest.approx([4 / 6, 0.0]))
+    assert best_iou([Instances.from_masks(masks)], [truth]) == pytest.approx((3 / 4 + 2 / 6) / 2)
+    assert best_iou([Instances.empty(2, 4)], [truth]) == 0
 
 
 def test_settings_are_checked() -> None:

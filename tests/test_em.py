@@ -16,6 +16,7 @@ from models.mosis.em.candidates import (
     choose,
     fill_boxes,
     mask_candidates,
+    peaks,
     pooled_motion,
     window_boxes,
 )
@@ -29,9 +30,11 @@ from models.mosis.em.layers import (
     to_layers,
     votes,
 )
-from models.mosis.em.motion import every
+from models.mosis.em.mix import SCALES, draw_similarities, mix, unpack
+from models.mosis.em.motion import Origin, every
 from models.mosis.em.moves import find_hosts, gain, mean_under, merge
-from models.mosis.em.step import Proposed, find_instances
+from models.mosis.em.segments import Proposed, Segments, opinion
+from models.mosis.em.step import find_instances
 from models.mosis.em.volume import cost_volume
 from models.mosis.model import Mosis
 from tasks.errors import NothingLeftError
@@ -70,18 +73,18 @@ def test_the_motion_of_a_mask_is_the_argmin_of_the_costs_under_it() -> None:
 def test_overlapping_regions_do_not_explain_the_same_error_twice() -> None:
     still = torch.full((1, 8, 8), 0.1)
     found = candidates([rectangle(0, 0, 6, 6), rectangle(0, 0, 5, 6), rectangle(6, 6, 8, 8)], [0.0, 0.0, 0.0])
-    assert choose(found, still, still, 4).tolist() == [[0, 2, -1, -1]]
+    assert choose(found, still, 4).tolist() == [[0, 2, -1, -1]]
 
 
 def test_what_explains_nothing_is_not_chosen() -> None:
     still = torch.full((1, 8, 8), 0.1)
-    assert choose(candidates([rectangle(0, 0, 6, 6)], [0.1 - TIGHTNESS]), still, still, 1).tolist() == [[-1]]
+    assert choose(candidates([rectangle(0, 0, 6, 6)], [0.1 - TIGHTNESS]), still, 1).tolist() == [[-1]]
 
 
 def test_trust_decides_between_like_regions() -> None:
     still = torch.full((1, 8, 8), 0.1)
     found = candidates([rectangle(0, 0, 6, 6), rectangle(0, 0, 6, 5)], [0.0, 0.0], trust=[1.0, 2.0])
-    assert choose(found, still, still, 1).tolist() == [[1]]
+    assert choose(found, still, 1).tolist() == [[1]]
 
 
 def test_windows_and_their_masks() -> None:
@@ -89,6 +92,13 @@ def test_windows_and_their_masks() -> None:
     assert boxes[0].tolist() == [-1.0, -1.0, 2.0, 2.0]
     mask = fill_boxes(torch.tensor([2.0, 2.0, 6.0, 6.0]), (8, 8))  # widened to 1 .. 7
     assert torch.equal(mask, rectangle(1, 1, 7, 7))
+
+
+def test_one_window_speaks_for_its_neighbours() -> None:
+    values = torch.zeros(1, 7, 12)
+    values[0, 3, 3], values[0, 3, 4], values[0, 2, 9] = 5.0, 4.0, 1.0
+    kept = peaks(values)
+    assert (kept[0, 3, 3], kept[0, 3, 4], kept[0, 2, 9]) == (5, -1, 1)
 
 
 def test_hidden_pixels_are_judged_by_the_other_direction() -> None:
@@ -167,6 +177,70 @@ def test_two_that_touch_and_move_alike_are_one() -> None:
     assert torch.equal(merged[1], rectangle(0, 0, 7, 4))
     assert merged.flatten(1).sum(1).tolist() == [0, 28, 8, 12]
     assert find_hosts(masks[:0], alike[:0], still[:0], image[:0]).shape == (0,)
+
+
+def test_the_network_speaks_up_as_it_gets_surer() -> None:
+    mask = rectangle(2, 2, 6, 6)[None]
+    segments = Segments(
+        torch.zeros(1, dtype=torch.int64), mask, torch.zeros(2, 2, 3), Origin(torch.zeros(1, 2), torch.ones(1))
+    )
+    like = torch.zeros(1, 8, 8)
+    sure = Proposed(mask[None].float(), torch.full((1, 1), 0.8))
+    assert opinion(segments, sure, like)[0, 3, 3] == pytest.approx(-1.5 * 0.8)
+    assert opinion(segments, sure, like)[0, 0, 0] == pytest.approx(1.5 * 0.8)
+    half = Proposed(rectangle(2, 2, 6, 4)[None, None].float(), torch.full((1, 1), 0.8))  # IoU 1 / 2
+    assert opinion(segments, half, like)[0, 3, 3] == pytest.approx(-1.5 * 0.8 / 4)
+    elsewhere = Proposed(rectangle(5, 5, 8, 8)[None, None].float(), torch.ones(1, 1))
+    assert opinion(segments, elsewhere, like).abs().max() == 0
+    assert opinion(segments, None, like).abs().max() == 0
+
+
+def test_mixing_knows_what_it_laid_over_what() -> None:
+    torch.manual_seed(1)
+    frames = torch.zeros(4, 3, SIZE, SIZE)
+    frames[0, :, 20:44, 20:44] = 1.0
+    found = [Instances.from_masks(rectangle(20, 20, 44, 44, size=SIZE)[None])] + [Instances.empty(SIZE, SIZE)] * 3
+    laid = 0
+    for _ in range(8):
+        mixed, known = mix(frames, found)
+        assert len(known[0]) == 1
+        assert torch.equal(known[0].masks[0], rectangle(20, 20, 44, 44, size=SIZE).flip(1))
+        for picture, instances in zip(mixed, known, strict=True):  # bright exactly where an instance is said to be
+            covered = instances.masks.any(0) if len(instances) else torch.zeros(SIZE, SIZE, dtype=torch.bool)
+            assert ((picture[0] > 0.5) != covered).sum() <= 24 + covered.sum() / 10  # its rim is blended
+        laid += len(known[1])
+        assert len(known[2]) == len(known[3]) == 0
+    assert 2 <= laid <= 8
+
+
+def test_what_is_laid_over_an_instance_hides_it() -> None:
+    torch.manual_seed(0)
+    full = Instances.from_masks(torch.ones(1, SIZE, SIZE, dtype=torch.bool))
+    frames = torch.stack((torch.zeros(3, SIZE, SIZE), torch.ones(3, SIZE, SIZE)))
+    for _ in range(6):
+        mixed, known = mix(frames, [full, full])
+        for instances in known:
+            assert instances.masks.sum(0).max() == 1
+    assert ((mixed > 0) & (mixed < 1)).float().mean() < 0.1
+
+
+def test_nothing_to_mix_is_a_mirrored_batch() -> None:
+    frames = torch.rand(2, 3, 8, 8)
+    mixed, known = mix(frames, [Instances.empty(8, 8)] * 2)
+    assert torch.equal(mixed, frames.flip(3))
+    assert [len(instances) for instances in known] == [0, 0]
+    assert [len(one) for one in unpack(torch.ones(1, 8, 8) > 0, torch.ones(1), torch.tensor([1]), 3)] == [0, 1, 0]
+
+
+def test_similarities_keep_angles_and_bound_the_scale() -> None:
+    torch.manual_seed(0)
+    maps = draw_similarities(50)
+    linear = maps[:, :, :2]
+    gram = linear.transpose(1, 2) @ linear
+    side = gram[:, 0, 0].rsqrt()
+    assert torch.allclose(gram, gram[:, :1, :1] * torch.eye(2), atol=1e-5)
+    assert SCALES[0] - 1e-4 <= side.min() < 0.8
+    assert 1.2 < side.max() <= SCALES[1] + 1e-4
 
 
 def texture(seed: int, size: int = 2 * SIZE) -> Tensor:

@@ -12,7 +12,9 @@ from ..common.masks import paste_binary, paste_masks
 from ..interface import Batch, Needs, Segmenter
 from .appearance import AppearanceNetwork, Proposals
 from .config import NETWORKS, MosisConfig, Objective
-from .em.step import Proposed, find_instances
+from .em.mix import mix
+from .em.segments import Proposed
+from .em.step import find_instances
 from .label_loss import label_loss
 from .losses import mosis_loss
 from .motion import MotionNetwork, SegmentMotion
@@ -138,7 +140,11 @@ class Mosis(Segmenter):
         proposals = self.appearance(batch.frame_a)
         proposed = self._best_proposals(proposals)
         found = find_instances(batch.frame_a, batch.frame_b, batch.frame_before, proposed)  # E-step
-        losses = label_loss(proposals, found, self.appearance)  # M-step
+        terms = [label_loss(proposals, found, self.appearance)]  # M-step
+        if self.config.mix:
+            mixed, known = mix(batch.frame_a, found)
+            terms.append(label_loss(self.appearance(mixed), known, self.appearance))
+        losses = {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
         count = losses["total"].new_tensor(float(sum(len(instances) for instances in found)))
         return {**losses, "instances_per_image": count / len(found)}
 

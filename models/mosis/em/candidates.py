@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import nms
 
@@ -13,16 +14,16 @@ from .volume import argmin_motion
 
 WINDOWS = (3, 5, 7, 11)
 """Sides of the anchor boxes in cells of four pixels (12, 20, 28 and 44 pixels)."""
-ANCHORS = 24
+ANCHORS = 16
 """Of each image, the best after NMS."""
-TIGHTNESS = 0.004
+TIGHTNESS = 0.002
 """Error that a cell must be saved to speak for a region: noise saves some, too."""
 MIN_SAVED = 0.2
 """Error that a chosen region must save, summed over cells."""
 MIN_SHARE = 0.1
 """... and as a share of its error under the background's motion."""
 _PREFILTER = 128
-_NMS = 0.5
+_NMS = 0.3
 _WIDENED = 1.5
 
 
@@ -53,11 +54,11 @@ def anchor_candidates(volume: Tensor, radius: int) -> Candidates:
     still = volume.shape[1] // 2
     small = halve(volume)  # (B, D, h / 2, w / 2)
     saving = small[:, still : still + 1] - TIGHTNESS - small
-    best = [box_sums(saving, side).flatten(2).max(1) for side in WINDOWS]
-    values = torch.cat([b.values for b in best], dim=1)  # (B, windows)
+    best = [box_sums(saving, side).max(1) for side in WINDOWS]
+    values = torch.cat([peaks(b.values).flatten(1) for b in best], dim=1)  # (B, windows)
     boxes = window_boxes(height // 2, width // 2, volume.device)
     kept = torch.stack([_choose_boxes(boxes, value) for value in values])  # (B, M)
-    shift = torch.cat([b.indices for b in best], dim=1).gather(1, kept)
+    shift = torch.cat([b.indices.flatten(1) for b in best], dim=1).gather(1, kept)
     costs = costs_of(volume, shift)
     saved = mean3(volume[:, still : still + 1] - costs) > TIGHTNESS
     masks = fill_boxes(2 * boxes[kept], (height, width)) & saved
@@ -87,17 +88,17 @@ def costs_of(volume: Tensor, shift: Tensor) -> Tensor:
     return volume[torch.arange(len(volume), device=volume.device)[:, None], shift]
 
 
-def choose(candidates: Candidates, explained: Tensor, least: Tensor, most: int) -> Tensor:
+def choose(candidates: Candidates, still: Tensor, most: int) -> Tensor:
     """Greedy choice of the regions that explain most: (B, most) indices into M, -1 where nothing is worth it.
 
-    explained: (B, h, w) error of the explanation so far, to begin with that of the background's motion, `least`
-    (B, h, w), of which a choice has to save a share. Each choice lowers the error within its mask, so that what it
-    explains is not explained again: instances do not overlap, and one object is not split.
+    still: (B, h, w) error under the background's motion, the explanation to begin with, of which a region must save a
+    share. Each choice lowers the error within its mask to what its motion leaves: nothing is explained twice, which is
+    against splitting, and what a motion leaves is there for another to explain, which is against merging.
     """
     masks, costs = candidates.masks.flatten(2), candidates.costs.flatten(2)
     weights = masks.to(costs.dtype)
-    worth = (MIN_SHARE * (weights @ least.flatten(1)[:, :, None])[..., 0]).clamp(min=MIN_SAVED)
-    left = explained.flatten(1)
+    left = still.flatten(1)
+    worth = (MIN_SHARE * (weights @ left[:, :, None])[..., 0]).clamp(min=MIN_SAVED)
     image = torch.arange(len(left), device=left.device)
     chosen = []
     for _ in range(most):
@@ -114,6 +115,15 @@ def window_boxes(height: int, width: int, device: torch.device | str = "cpu") ->
     y, x = torch.meshgrid(torch.arange(height, device=device), torch.arange(width, device=device), indexing="ij")
     middle = torch.stack((x, y), dim=-1).reshape(-1, 2) + 0.5
     return torch.cat([torch.cat((middle - side / 2, middle + side / 2), dim=1) for side in WINDOWS])
+
+
+def peaks(values: Tensor) -> Tensor:
+    """values (B, h, w) where they are the highest of the 5 x 5 around, else a little below zero.
+
+    Else the windows around one striking object crowd out every other object.
+    """
+    around = F.max_pool2d(values, 5, stride=1, padding=2)
+    return torch.where(values >= around, values, -1.0)
 
 
 def _choose_boxes(boxes: Tensor, values: Tensor) -> Tensor:

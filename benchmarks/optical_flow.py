@@ -2,7 +2,8 @@
 
 `python -m benchmarks.optical_flow`: no motion at all (what any estimator must beat), dense inverse search, PWC-Lite
 trained on true motion and on frame pairs alone, and RAFT where --raft-weights names a file. Trained on the train clips,
-scored on the test clips of one generator seed. Settings were chosen on seed 500. Runs with torch, numpy, cv2 and pycocotools.
+scored on the test clips of one generator seed. Settings were chosen on seed 500.
+Runs with torch, numpy, cv2 and pycocotools.
 
 Columns: epe in pixels, over all pixels and apart over those of objects, of the background, and of what the next frame
 hides (pixels whose point the true motion leads onto another layer); over_1px is the share of pixels that are off by

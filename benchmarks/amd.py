@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -145,7 +145,7 @@ def run_row(plan: Plan, setting: Setting) -> Row:
         "chosen": torch.nonzero(model.chosen_channels())[:, 0].tolist(),
         "training_coverage": model.record.coverage.tolist(),
         "training_contrast_px": model.record.contrast.tolist(),
-        "plan": describe_plan(plan),
+        "plan": describe_plan(replace(plan, picture=None)),
     }
 
 

@@ -1,9 +1,9 @@
 """Multi-object video with exact truth on real pictures: cut-outs of real clips that move over other real clips.
 
-Cut-outs: the four DAVIS 2016 sequences' objects with their own frames, so that limbs move, and blobs of texture from the
-videos. Backgrounds: a DAVIS sequence that gives no cut-out here, whose own object is truth, too; or the median picture of a
-video under a camera path of our own. Everything follows from the seed. Used by `benchmarks.real`; seeds 400 to 599 are for
-choosing settings, 10 to 12 for the table.
+Cut-outs: the four DAVIS 2016 sequences' objects with their own frames, so that limbs move, and blobs of texture from
+the videos. Backgrounds: a DAVIS sequence that gives no cut-out here, whose own object is truth, too; or the median
+picture of a video under a camera path of our own. Everything follows from the seed. Used by `benchmarks.real`; seeds
+400 to 599 are for choosing settings, 10 to 12 for the table.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def shrink(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_video(path: Path, size: tuple[int, int] = SIZE) -> np.ndarray:
-    """(T, H, W, 3) uint8 RGB, all frames of a video at `size`. Raises FileNotFoundError where nothing can be decoded."""
+    """(T, H, W, 3) uint8 RGB, a whole video at `size`. Raises FileNotFoundError where nothing can be decoded."""
     capture = cv2.VideoCapture(str(path))
     frames = []
     while True:
@@ -244,7 +244,8 @@ def cut_blob(plate: np.ndarray, rng: np.random.Generator, path: Path2D) -> Layer
     """A smooth random shape filled with a piece of `plate`."""
     side = 120
     angle = np.linspace(0, 2 * np.pi, 72, endpoint=False)
-    radius = 1 + sum(rng.uniform(0, 0.35 / k) * np.sin(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6))
+    waves = [rng.uniform(0, 0.35 / k) * np.sin(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 6)]
+    radius = 1 + np.sum(waves, axis=0)
     radius = 0.8 * side / 2 * radius / radius.max()
     stretch = rng.uniform(0.6, 1.0, 2)
     outline = np.stack([np.cos(angle) * radius * stretch[0], np.sin(angle) * radius * stretch[1]], -1) + side / 2
@@ -272,10 +273,10 @@ def feather(alpha: np.ndarray) -> np.ndarray:
 
 
 def paste(ground: np.ndarray, own: np.ndarray | None, layers: list[Layer], t: int) -> tuple[np.ndarray, Instances]:
-    """Frame t: later layers in front. own: (2H, 2W) bool, the ground's own object, track 0; layers are tracks 1 and up."""
+    """Frame t: later layers in front. own: (2H, 2W) bool, the ground's own object, track 0; layers are 1 and up."""
     height, width = ground.shape[:2]
     picture = ground.astype(np.float32)
-    visible = [] if own is None else [own.astype(np.float32)]
+    visible: list[np.ndarray] = [] if own is None else [own.astype(np.float32)]
     for layer in layers:
         index = layer.order[t]
         shown, alpha = layer.pictures[index], layer.alphas[index]
@@ -287,7 +288,7 @@ def paste(ground: np.ndarray, own: np.ndarray | None, layers: list[Layer], t: in
         cover = cv2.warpAffine(alpha, matrix, (width, height))
         picture = cover[..., None] * placed + (1 - cover[..., None]) * picture
         visible = [part * (1 - cover) for part in visible] + [cover]
-    masks = np.stack([shrink(part, SIZE) > 0.5 for part in visible])
+    masks = np.stack([shrink(np.asarray(part), SIZE) > 0.5 for part in visible])
     ids = np.arange(len(masks)) + (own is None)
     seen = masks.sum((1, 2)) >= _LEAST_VISIBLE
     final = np.clip(np.rint(shrink(picture, SIZE)), 0, 255).astype(np.uint8)

@@ -12,6 +12,7 @@ import torch
 from models.common.instances import Instances
 from models.motion_labels.appearance import BINS, colour_bins, count_colours, looks_like, spread_cube
 from models.motion_labels.background import Motion, border_parts, fit_homography, homography_flow
+from models.motion_labels.carry import carry_on, collect_labels, move_mask, split_tracks
 from models.motion_labels.config import MotionLabelsConfig
 from models.motion_labels.consensus import UNKNOWN, FrameVotes, agree, link, overlap
 from models.motion_labels.labeller import add_appearance, label_clip, weigh_by_length
@@ -321,3 +322,62 @@ def test_colours_cut_what_moves_along_but_looks_like_the_ground() -> None:
     assert votes[0].max() == 0
     assert votes[1, 3, 3] < 0 < votes[1, 3, 6]
     assert np.array_equal(add_appearance(here.votes, [4], [here], bins, 0.0), here.votes)
+
+
+def test_a_mask_moves_against_the_flow_that_points_to_it() -> None:
+    mask = np.zeros((10, 12), bool)
+    mask[2:5, 6:9] = True
+    flow_uv = np.zeros((10, 12, 2), np.float32)
+    flow_uv[..., 0] = 2
+    expected = np.zeros((10, 12), bool)
+    expected[2:5, 4:7] = True
+    assert np.array_equal(move_mask(mask, flow_uv), expected)
+
+
+def test_tracks_and_labels_are_two_views_of_the_same() -> None:
+    masks = torch.zeros(2, 6, 6, dtype=torch.bool)
+    masks[0, :3, :3], masks[1, 4:, 4:] = True, True
+    labels = [
+        Instances.from_masks(masks, torch.tensor([0.5, 0.25]), torch.tensor([2, 7])),
+        Instances.empty(6, 6),
+        Instances.from_masks(masks[1:], torch.tensor([0.75]), torch.tensor([7])),
+    ]
+    tracks = split_tracks(labels, 10)
+    assert {number: sorted(track.masks) for number, track in tracks.items()} == {2: [10], 7: [10, 12]}
+    assert tracks[7].scores == {10: 0.25, 12: 0.75}
+    back = collect_labels(tracks, 10, 3, (6, 6))
+    assert counts(back) == [2, 0, 1]
+    assert torch.equal(back[0].masks, masks)
+    assert torch.equal(back[0].scores, labels[0].scores)
+    assert collect_labels({}, 0, 1, (6, 6))[0].size == (6, 6)
+
+
+def resting_scene() -> tuple[np.ndarray, list[Instances]]:
+    """16 frames of a red square that stands still, labelled in the first 10 only."""
+    frames = np.repeat(textured(64, 64, 3)[None] // 4, 16, 0)
+    frames[:, 20:40, 20:40, 0] = 200 + textured(20, 20, 4)[..., 0] // 5
+    mask = torch.zeros(1, 64, 64, dtype=torch.bool)
+    mask[:, 20:40, 20:40] = True
+    one = Instances.from_masks(mask, torch.tensor([0.8]), torch.tensor([5]))
+    return frames, [one] * 10 + [Instances.empty(64, 64)] * 6
+
+
+def test_what_stands_still_is_carried_on_with_falling_confidence() -> None:
+    frames, labels = resting_scene()
+    carried = carry_on(labels, FlowReader(frames), (0, 16), most=4, min_area=40)
+    assert counts(carried) == [1] * 14 + [0] * 2
+    assert iou(carried[13].masks[0], labels[0].masks[0].numpy()) > 0.95
+    scores = [float(part.scores[0]) for part in carried[9:14]]
+    assert scores == sorted(scores, reverse=True)
+    assert scores[1] == pytest.approx(0.7 * 0.8)
+
+
+def test_nothing_is_carried_to_where_it_is_not() -> None:
+    frames, labels = resting_scene()
+    frames[11:] = textured(64, 64, 3) // 4  # the square has gone
+    reader = FlowReader(frames)
+    assert counts(carry_on(labels, reader, (0, 16), most=4, min_area=40)) == [1] * 11 + [0] * 5
+    short = [*labels[:3], *[Instances.empty(64, 64)] * 13]
+    assert counts(carry_on(short, reader, (0, 16), most=4, min_area=40)) == counts(short)
+    other = Instances.from_masks(labels[0].masks, torch.tensor([0.8]), torch.tensor([6]))
+    assert counts(carry_on([*labels[:10], other, *labels[11:]], reader, (0, 16), most=4, min_area=40))[10] == 1

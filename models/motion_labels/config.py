@@ -34,3 +34,5 @@ class MotionLabelsConfig:
     """Fewest frames in which an object has to be found for its labels to stand."""
     appearance: float = 1.0
     """Weight of an object's colours along its track against all votes of motion; 0 looks at motion alone."""
+    carry: int = 12
+    """Most frames that an object is carried on, with falling confidence, beyond where its motion shows it."""

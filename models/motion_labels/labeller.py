@@ -9,6 +9,7 @@ import torch
 
 from ..common.instances import Instances
 from .appearance import colour_bins, count_colours, looks_like
+from .carry import carry_on
 from .config import MotionLabelsConfig
 from .consensus import FrameVotes, agree, link, overlap, seen_from, total_weight
 from .motion import FlowReader, find_shots
@@ -38,8 +39,11 @@ def label_clip(frames: np.ndarray, config: MotionLabelsConfig) -> list[Instances
     reader = FlowReader(frames)
     labels: list[Instances] = []
     next_id = 1
+    scale = max(1.0, min(reader.size) / 128)
     for shot in find_shots(frames):
         found, next_id = _label_shot(reader, shot, config, next_id)
+        if config.carry:
+            found = carry_on(found, reader, shot, most=config.carry, min_area=config.min_area * scale**2)
         labels += weigh_by_length(found, min(config.min_track, shot[1] - shot[0] - 1))
     return labels
 

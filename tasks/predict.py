@@ -22,7 +22,7 @@ from models.interface import Segmenter
 from tasks import params as parameters
 from tasks.clips import ClipReader
 from tasks.errors import DataError, MosisError, ParamsError
-from tasks.training.batches import prefetch
+from tasks.prefetch import prefetch
 
 FORMAT = 1
 """Of params.resolved.yaml, which the train stage writes: format, size [height, width] and the full params."""

@@ -17,6 +17,7 @@ from models.common.instances import Instances
 from models.interface import Batch
 from tasks.errors import CollapseError, NothingLeftError
 from tasks.labels import LabelStore
+from tasks.prefetch import prefetch
 from tasks.training.augment import Augmentation, draw_augmentation, grey_table
 from tasks.training.batches import (
     RawLabels,
@@ -24,7 +25,6 @@ from tasks.training.batches import (
     labelled_samples,
     make_batch,
     pair_samples,
-    prefetch,
     read_labels,
     torch_seed,
     typical_confidence,

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
@@ -258,20 +256,6 @@ def read_flow(optical_flow: FlowStore, rows: np.ndarray) -> np.ndarray:
     """(B, H, W, 2) float32 true motion of frames `rows` (B,), each to the next, in that order; all must be stored."""
     places = np.searchsorted(optical_flow.rows, rows)
     return np.asarray(optical_flow.flow_uv[places], np.float32)
-
-
-def prefetch(make: Callable[[int], T], start: int, stop: int, *, depth: int = 3) -> Generator[T, None, None]:
-    """make(start) ... make(stop - 1) in order, computed ahead in one thread; an error in it is raised here in turn."""
-    pool = ThreadPoolExecutor(1, thread_name_prefix="batches")
-    try:
-        pending: deque[Future[T]] = deque(pool.submit(make, i) for i in range(start, min(start + depth, stop)))
-        for index in range(start, stop):
-            item = pending.popleft().result()
-            if index + depth < stop:
-                pending.append(pool.submit(make, index + depth))
-            yield item
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _augment(

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from models.interface import Batch, OpticalFlowEstimator, Segmenter
 from tasks.errors import CollapseError
+from tasks.prefetch import prefetch
 from tasks.training.batches import (
     RawBatch,
     Samples,
@@ -30,7 +31,6 @@ from tasks.training.batches import (
     labelled_samples,
     make_batch,
     pair_samples,
-    prefetch,
     torch_seed,
     triplet_samples,
     truth_samples,

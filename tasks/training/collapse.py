@@ -85,8 +85,8 @@ class CollapseWatch:
         if len(self.streak) >= self.patience:
             raise CollapseError(
                 f"training has collapsed, {len(self.streak)} validations in a row ({'; '.join(self.streak)}): "
-                "try a lower train.learning_rate, another train.seed, train.mosis.objective motion_labels, "
-                "or footage in which more moves"
+                "try a lower train.learning_rate, another train.seed, train.method mosis with its objective "
+                "motion_labels, or footage in which more moves"
             )
         return reason
 

@@ -12,7 +12,7 @@ VOTE_CAP = 0.02
 """Largest difference of colour error (range 1) that one pixel's vote may count."""
 HIDDEN = 0.15
 """Error of a pixel where a layer's motion leads out of the picture."""
-BIAS = 0.15
+BIAS = 0.25
 """In votes, for the background against every instance."""
 SMOOTHNESS = 1.0
 """Weight of agreement with the 3 x 3 around a pixel against its own votes."""

@@ -18,14 +18,17 @@ CELL = 2
 
 
 class Scene(NamedTuple):
-    """B frames, each with one after and one before, blurred a little: bilinear sampling blurs, too, and unevenly.
+    """B frames, each with one after and one before.
 
-    colour: (B, 3, H, W) RGB in [0, 1]. others: (2B, 3, H, W), the frames after, then those before. background:
-    (2B, 2, 6), its motion to them (`fit_background`).
+    colour: (B, 3, H, W) RGB in [0, 1]. others: (2B, 3, H, W), the frames after, then those before. grey, grey_others:
+    (B or 2B, 1, H, W), a little blurred, which motions are fitted to; outlines need colours that are not, or masks grow
+    by the blur. background: (2B, 2, 6), its motion to the others (`fit_background`).
     """
 
     colour: Tensor
     others: Tensor
+    grey: Tensor
+    grey_others: Tensor
     background: Tensor
 
     @property
@@ -48,8 +51,9 @@ class View(NamedTuple):
 
 def observe(frame: Tensor, after: Tensor, before: Tensor) -> Scene:
     """(B, 3, H, W) RGB in [0, 1] each."""
-    colour, others = blur(frame.contiguous()), blur(torch.cat((after, before)).contiguous())
-    return Scene(colour, others, fit_background(colour.mean(1, keepdim=True), others.mean(1, keepdim=True)))
+    colour, others = frame.contiguous(), torch.cat((after, before)).contiguous()
+    grey, grey_others = blur(colour.mean(1, keepdim=True)), blur(others.mean(1, keepdim=True))
+    return Scene(colour, others, grey, grey_others, fit_background(grey, grey_others))
 
 
 def look(scene: Scene, cell: int) -> View:

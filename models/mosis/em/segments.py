@@ -69,13 +69,12 @@ def start(candidates: Candidates, chosen: Tensor, view: View) -> Segments:
 def refit(scene: Scene, view: View, segments: Segments, *, translate: bool = False) -> Segments:
     """The motions fitted anew under the masks, affine; with `translate` their translation first."""
     image, both = segments.image, segments.both(len(scene.colour))
-    grey = scene.colour.mean(1, keepdim=True)
-    here, slopes = halve(grey)[:, 0], halve(gradient(grey))
+    here, slopes = halve(scene.grey)[:, 0], halve(gradient(scene.grey))
     match = Match(
         here[image].repeat(2, 1, 1), slopes[image].repeat(2, 1, 1, 1),
-        scene.others.mean(1, keepdim=True)[both], view.places[both],
+        scene.grey_others[both], view.places[both],
     )  # fmt: skip
-    weights, rows, theta = segments.masks.to(grey.dtype).repeat(2, 1, 1), segments.rows(view.points), segments.theta
+    weights, rows, theta = segments.masks.to(here.dtype).repeat(2, 1, 1), segments.rows(view.points), segments.theta
     if translate:
         theta = torch.cat((fit(match, weights, theta[:, :, :1], rows[:, :1], _ITERATIONS), theta[:, :, 1:]), dim=2)
     return segments._replace(theta=fit(match, weights, theta, rows, _ITERATIONS))

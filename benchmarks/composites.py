@@ -288,7 +288,8 @@ def paste(ground: np.ndarray, own: np.ndarray | None, layers: list[Layer], t: in
         cover = cv2.warpAffine(alpha, matrix, (width, height))
         picture = cover[..., None] * placed + (1 - cover[..., None]) * picture
         visible = [part * (1 - cover) for part in visible] + [cover]
-    masks = np.stack([shrink(np.asarray(part), SIZE) > 0.5 for part in visible])
+    covers = [shrink(np.asarray(part), SIZE) > 0.5 for part in visible]
+    masks = np.stack(covers) if covers else np.zeros((0, *SIZE), bool)
     ids = np.arange(len(masks)) + (own is None)
     seen = masks.sum((1, 2)) >= _LEAST_VISIBLE
     final = np.clip(np.rint(shrink(picture, SIZE)), 0, 255).astype(np.uint8)

@@ -312,6 +312,32 @@ def test_images_of_a_batch_do_not_disturb_each_other() -> None:
         assert (a.masks != b.masks).sum() <= 4
 
 
+def test_half_precision_around_it_changes_nothing() -> None:
+    now, after, before = triplet((12, 30, 4, -2))
+    alone = find_instances(now, after, before)[0]
+    with torch.autocast("cpu", torch.bfloat16):
+        within = find_instances(now, after, before)[0]
+    assert torch.equal(alone.masks, within.masks)
+    assert torch.equal(alone.scores, within.scores)
+
+
+def test_a_square_that_turns_as_it_goes_is_one_instance() -> None:
+    def view(t: int) -> Tensor:
+        frame = texture(0)[:, 20 : 20 + SIZE, 20 : 20 + SIZE].clone()
+        y, x = torch.meshgrid(torch.arange(SIZE) - 32.0 + 2 * t, torch.arange(SIZE) - 32.0 - 4 * t, indexing="ij")
+        angle = torch.tensor(0.08 * t)
+        u, v = x * angle.cos() + y * angle.sin(), y * angle.cos() - x * angle.sin()
+        inside = (u.abs() < 13) & (v.abs() < 13)
+        grid = torch.stack((u, v), dim=-1)[None] / SIZE
+        square = torch.nn.functional.grid_sample(texture(1)[None], grid, align_corners=False)[0]
+        return torch.where(inside, square, frame)[None]
+
+    found = find_instances(view(0), view(1), view(-1))[0]
+    truth = rectangle(20, 20, 45, 45, size=SIZE)[None]
+    assert len(found) == 1
+    assert overlaps(found, truth)[0] > 0.85
+
+
 def test_a_mirrored_scene_has_mirrored_instances() -> None:
     one = (12, 30, 4, -2)
     views = triplet(one)

@@ -36,6 +36,11 @@ def find_instances(frame: Tensor, after: Tensor, before: Tensor, proposed: Propo
     """
     if len(frame) == 0:
         return []
+    with torch.autocast(frame.device.type, enabled=False):  # half precision holds neither pixels nor normal equations
+        return _find(frame, after, before, proposed)
+
+
+def _find(frame: Tensor, after: Tensor, before: Tensor, proposed: Proposed | None) -> list[Instances]:
     scene = observe(frame.float(), after.float(), before.float())
     coarse = look(scene, CELL)
     volume = stabilised_volume(scene, coarse, RADIUS)

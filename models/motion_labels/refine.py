@@ -10,6 +10,8 @@ from .motion import warp
 
 _HIDDEN_FACTOR = 3.0
 _HIDDEN_ERROR = 0.02
+_FAR_VOTE = 1.3
+"""Against an object beyond its seed's reach: more than one frame's votes, less than neighbours and colours."""
 
 
 def motion_costs(frames: np.ndarray, frame: int, motions: list[Motion], seeds: np.ndarray) -> np.ndarray:
@@ -54,14 +56,14 @@ def blame_hiding(costs: np.ndarray, seeds: np.ndarray) -> np.ndarray:
 def votes_from_costs(costs: np.ndarray, seeds: np.ndarray, cap: float, reach: int) -> np.ndarray:
     """(K + 1, H, W) in [0, 1]: how much worse each motion explains a pixel than the best one, 1 at `cap` and beyond.
 
-    A seed's motion counts only within `reach` pixels of the seed.
+    A seed's motion counts only within `reach` pixels of the seed; beyond, the vote against it is _FAR_VOTE.
     """
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))
     allowed = np.stack([np.ones(seeds.shape[1:], bool)] + [cv2.dilate(s.astype(np.uint8), kernel) > 0 for s in seeds])
     costs = np.where(allowed, costs, np.inf)
     votes = np.minimum((costs - costs.min(0)) / cap, 1)
     votes = np.stack([cv2.GaussianBlur(vote.astype(np.float32), (0, 0), 1.0) for vote in votes])
-    return np.where(allowed, votes, 4).astype(np.float32)
+    return np.where(allowed, votes, _FAR_VOTE).astype(np.float32)
 
 
 def smooth_labels(votes: np.ndarray, smoothness: float, bias: float = 0.1, sweeps: int = 4) -> np.ndarray:

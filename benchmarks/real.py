@@ -46,6 +46,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "composites, supervised": {"method": "yolo_supervised", "settings": INFERENCE, "labels": "truth"},
 }
 _RATE_HZ = 24.0
+_LOW_CUT = 0.1
+"""Short trainings give low scores: the union of J is taken from here on, too."""
 _PICTURES = 4
 """Of each video."""
 _COLOURS = ((255, 64, 64), (64, 200, 255), (255, 220, 0), (80, 255, 80), (255, 96, 255), (255, 160, 64))
@@ -237,19 +239,24 @@ def score_sequences(footage: Footage, found: list[Instances], labels: LabelStore
     means = {
         f"{who}_{key}": float(np.mean([one[who][key] for one in sequences.values()]))
         for who in ("network", "labels")
-        for key in ("best_j", "union_j")
+        for key in ("best_j", "union_j", "union_j_low")
     }
     return {"sequences": sequences, **means}
 
 
 def score_sequence(found: list[Instances], truth: list[Instances], *, cut: float) -> dict[str, float | None]:
-    """best_j: mean IoU of the best match of any score. union_j: of the union of all that score `cut` or more."""
+    """best_j: mean IoU of the best match of any score. union_j: of the union of all that score `cut` or more; and
+    union_j_low: from _LOW_CUT on, if that is less."""
     best = [float(iou_table(one.masks, two.masks).max(initial=0)) for one, two in zip(found, truth, strict=True)]
-    union = [union_j(one[one.scores >= cut], two) for one, two in zip(found, truth, strict=True)]
+    union, low = (
+        [union_j(one[one.scores >= least], two) for one, two in zip(found, truth, strict=True)]
+        for least in (cut, min(cut, _LOW_CUT))
+    )
     mask = score(found, truth)["mask"]
     per_frame = [int((one.scores >= cut).sum()) for one in found]
     return {
-        "best_j": float(np.mean(best)), "union_j": float(np.mean(union)), "AP50": mask["AP50"], "AR100": mask["AR100"],
+        "best_j": float(np.mean(best)), "union_j": float(np.mean(union)), "union_j_low": float(np.mean(low)),
+        "AP50": mask["AP50"], "AR100": mask["AR100"],
         "per_frame": float(np.mean(per_frame)),
     }  # fmt: skip
 

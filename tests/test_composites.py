@@ -118,4 +118,5 @@ def test_j_of_the_best_match_and_of_the_union() -> None:
     # The second half scores too little to be counted in the union.
     assert scores["best_j"] == 0.5
     assert scores["union_j"] == 0.5
+    assert scores["union_j_low"] == 1
     assert scores["per_frame"] == 1

@@ -36,3 +36,5 @@ class MotionLabelsConfig:
     """Weight of an object's colours along its track against all votes of motion; 0 looks at motion alone."""
     carry: int = 12
     """Most frames that an object is carried on, with falling confidence, beyond where its motion shows it."""
+    settle_outlines: bool = True
+    """Move outlines by up to two pixels to where the colours beside them change."""

@@ -13,6 +13,7 @@ from .carry import carry_on
 from .config import MotionLabelsConfig
 from .consensus import FrameVotes, agree, link, overlap, seen_from, total_weight
 from .motion import FlowReader, find_shots
+from .outline import settle_outlines
 from .proposals import propose
 from .refine import blame_hiding, clean_mask, motion_costs, smooth_labels, votes_from_costs
 
@@ -44,6 +45,8 @@ def label_clip(frames: np.ndarray, config: MotionLabelsConfig) -> list[Instances
         found, next_id = _label_shot(reader, shot, config, next_id)
         if config.carry:
             found = carry_on(found, reader, shot, most=config.carry, min_area=config.min_area * scale**2)
+        if config.settle_outlines:
+            found = [settle_outlines(frames[shot[0] + at], part) for at, part in enumerate(found)]
         labels += weigh_by_length(found, min(config.min_track, shot[1] - shot[0] - 1))
     return labels
 

@@ -19,11 +19,12 @@ _OUTSIDE = 2
 """How far beyond its outline a mask may grow, pixels."""
 _REACH = 5
 """How far beyond the doubtful band colours are looked for, pixels."""
-_CLEAR = 12.0
-"""Difference of the two sides' colour distances, in grey levels of 255, from which on colour is sure."""
+_NOISE = 4.0
+"""Colour distance in grey levels of 255 that says nothing. Colour counts by the share of the two sides' distances:
+where a texture has every colour on both sides, neither is near, and colour is not asked."""
 _COLOUR = 0.7
 """Weight of sure colour against the mask, which is 1 well within and 0 well outside."""
-_LEVEL = 0.6
+_LEVEL = 0.55
 """Where the smoothed mask is cut if colour says nothing: above a half, because outlines from motion are fat."""
 _CORE = 6
 """Fewest undoubted pixels of an object that show its colours."""
@@ -62,7 +63,7 @@ def settle_outline(frame: np.ndarray, mask: np.ndarray, *, blocked: np.ndarray) 
         colours = frame[place].astype(np.float32)
         within = nearest_colour(colours, core, band, _INSIDE + 1 + _REACH)
         around = nearest_colour(colours, ~wide, band, _OUTSIDE + _REACH)
-        level[band] += _COLOUR * np.clip((around - within) / _CLEAR, -1, 1)
+        level[band] += _COLOUR * (around - within) / (around + within + _NOISE)
     settled = np.zeros_like(mask)
     settled[place] = (core | (band & (level > 0))) & ~blocked[place]
     return settled

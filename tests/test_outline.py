@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models.common.instances import Instances
-from models.motion_labels.outline import nearest_colour, settle_outline, settle_outlines
+from models.common.outline import nearest_colour, settle_outline, settle_outlines
 
 RED, GREEN = (200, 30, 30), (30, 160, 60)
 

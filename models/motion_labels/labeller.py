@@ -8,12 +8,12 @@ import numpy as np
 import torch
 
 from ..common.instances import Instances
+from ..common.outline import settle_outlines
 from .appearance import colour_bins, count_colours, looks_like
 from .carry import carry_on
 from .config import MotionLabelsConfig
 from .consensus import FrameVotes, agree, link, overlap, seen_from, total_weight
 from .motion import FlowReader, find_shots
-from .outline import settle_outlines
 from .proposals import propose
 from .refine import blame_hiding, clean_mask, motion_costs, smooth_labels, votes_from_costs
 

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from ..common.instances import Instances
+from .instances import Instances
 
 _INSIDE = 1
 """How far in from its outline a mask is open to doubt, pixels beyond the outermost."""

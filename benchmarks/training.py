@@ -127,7 +127,7 @@ def train_row(plan: Plan, setting: Setting) -> Row:
 
 def describe_training(plan: Plan, model: Segmenter, fitted: Fitted, train_frames: int) -> Row:
     """labels: whether people's labels were needed. minutes: of training alone, without labelling and validation."""
-    pairs = model.needs in ("pairs", "triplets")
+    pairs = model.needs == "pairs"
     return {
         "method": plan.method,
         "objective": plan.settings.get("objective"),

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from .common.instances import Instances
 
-Needs = Literal["pairs", "triplets", "labels", "truth", "optical_flow"]
+Needs = Literal["pairs", "labels", "own_labels", "truth", "optical_flow"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Batch:
     labels: per image of frame_a the instances to learn from (scores are weights in [0, 1]), or None where the
         objective needs none. Training labels come from a labeller or, for supervised twins, from ground truth.
     optical_flow: (B, 2, H, W) float32 true motion from a to b in pixels, u then v, NaN where unknown, or None.
-    frame_before: (B, 3, H, W) as frame_a, the frame as far before it as frame_b is after, for "triplets"; else None.
+    frame_before: (B, 3, H, W) as frame_a, the frame as far before it as frame_b is after, for `infer`; else None.
     """
 
     frame_a: Tensor
@@ -35,13 +35,22 @@ class Batch:
 class Segmenter(nn.Module):
     """A single-image, class-agnostic instance segmenter that can be trained.
 
-    `needs` says what `loss` reads: "pairs" (frame_a and frame_b), "triplets" (frame_before, too), or frame_a and
-    labels, which are those of a labeller ("labels") or the clips' own ground truth ("truth", for supervised twins).
-    `frame_gap` is for triplets: the frames of a clip that one is away from the next.
+    `needs` says what `loss` reads: "pairs" (frame_a and frame_b), or frame_a and labels, which are those of a labeller
+    ("labels"), what the method infers itself from unlabelled frames ("own_labels"), or the clips' own ground truth
+    ("truth", for supervised twins). For own labels: `infer` is asked before the training and, at equal parts of it,
+    `rounds` times more, with frames that are `frame_gap` apart in their clip.
     """
 
     needs: Needs = "pairs"
     frame_gap: int = 1
+    rounds: int = 0
+
+    def infer(self, batch: Batch, *, with_network: bool) -> list[Instances]:
+        """Instances of each of frame_a, inferred from frame_before and frame_b; scores are confidences in [0, 1].
+
+        with_network: whether the network, as it has been trained so far, takes part. Only for own labels.
+        """
+        raise NotImplementedError
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar loss terms; "total" is the one to minimise, the others are its terms, unweighted or named so."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import yaml
 
 import models
 import tasks.training
+from models.common.instances import Instances
 from models.interface import Segmenter
 from tasks import params as parameters
 from tasks.errors import MosisError, NothingLeftError
@@ -35,6 +37,7 @@ from tasks.training.history import History
 from tasks.training.labelling import Labels, label_train_clips
 from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
 from tasks.training.optimise import Optimisation
+from tasks.training.own_labels import check_any, infer_labels
 from tasks.training.self_training import relabel
 
 _NO_EFFECT = ("workers", "checkpoint_every", "collapse_patience", "device")
@@ -110,7 +113,7 @@ class _Session:
                 fitted = fit(
                     self.model, self.store, make_recipe(train), labels=label_store, device=self.device,
                     checkpoints=checkpoints, hooks=hooks,
-                    relabel=self.relabel if self.model.needs == "labels" else None,
+                    relabel=self.relabel if self.model.needs in ("labels", "own_labels") else None,
                 )  # fmt: skip
             except torch.OutOfMemoryError:
                 self.tracker.finish("FAILED")
@@ -128,16 +131,20 @@ class _Session:
         return fitted
 
     def relabel(self, number: int, model: Segmenter) -> LabelStore:
-        """The labels of self-training round `number`, made once: what is resumed within it reads the same again."""
-        assert self.labels is not None
+        """The labels of round `number`, made once: what is resumed within it reads the same again."""
         folder = self.folder / f"round-{number}-{_digest(self.fingerprint)[:12]}"
         if not folder.is_dir():
-            threshold = self.params.train.self_training_score
-            added = relabel(model, self.store, self.labels.store, score_threshold=threshold, device=self.device)
-            LabelStore.write(folder, self.store.size, added)
+            LabelStore.write(folder, self.store.size, self._labels_of_round(number, model))
         labels = LabelStore.open(folder)
-        _say(f"self-training round {number}: {labels.count - self.labels.store.count} labels added")
-        return labels
+        known = 0 if self.labels is None else self.labels.store.count
+        _say(f"round {number}: {labels.count - known} labels {'inferred' if self.labels is None else 'added'}")
+        return check_any(labels)
+
+    def _labels_of_round(self, number: int, model: Segmenter) -> Iterator[tuple[int, Instances]]:
+        if self.labels is None:
+            return infer_labels(model, self.store, with_network=number > 0, device=self.device)
+        threshold = self.params.train.self_training_score
+        return relabel(model, self.store, self.labels.store, score_threshold=threshold, device=self.device)
 
     def on_resume(self, iteration: int, notes: list[str]) -> None:
         for note in notes:

@@ -30,16 +30,15 @@ from models.mosis.em.layers import (
     to_layers,
     votes,
 )
-from models.mosis.em.mix import SCALES, draw_similarities, mix, unpack
 from models.mosis.em.motion import Origin, every
 from models.mosis.em.moves import find_hosts, gain, mean_under, merge
 from models.mosis.em.segments import Proposed, Segments, opinion
-from models.mosis.em.step import find_instances
+from models.mosis.em.step import find_instances, unpack
 from models.mosis.em.volume import cost_volume
 from models.mosis.model import Mosis
 from tasks.errors import NothingLeftError
 from tasks.frames import FrameStore
-from tasks.training.batches import make_batch, triplet_samples
+from tasks.training.batches import triplet_samples
 
 SIZE = 64
 
@@ -195,52 +194,12 @@ def test_the_network_speaks_up_as_it_gets_surer() -> None:
     assert opinion(segments, None, like).abs().max() == 0
 
 
-def test_mixing_knows_what_it_laid_over_what() -> None:
-    torch.manual_seed(1)
-    frames = torch.zeros(4, 3, SIZE, SIZE)
-    frames[0, :, 20:44, 20:44] = 1.0
-    found = [Instances.from_masks(rectangle(20, 20, 44, 44, size=SIZE)[None])] + [Instances.empty(SIZE, SIZE)] * 3
-    laid = 0
-    for _ in range(8):
-        mixed, known = mix(frames, found)
-        assert len(known[0]) == 1
-        assert torch.equal(known[0].masks[0], rectangle(20, 20, 44, 44, size=SIZE).flip(1))
-        for picture, instances in zip(mixed, known, strict=True):  # bright exactly where an instance is said to be
-            covered = instances.masks.any(0) if len(instances) else torch.zeros(SIZE, SIZE, dtype=torch.bool)
-            assert ((picture[0] > 0.5) != covered).sum() <= 24 + covered.sum() / 10  # its rim is blended
-        laid += len(known[1])
-        assert len(known[2]) == len(known[3]) == 0
-    assert 2 <= laid <= 8
-
-
-def test_what_is_laid_over_an_instance_hides_it() -> None:
-    torch.manual_seed(0)
-    full = Instances.from_masks(torch.ones(1, SIZE, SIZE, dtype=torch.bool))
-    frames = torch.stack((torch.zeros(3, SIZE, SIZE), torch.ones(3, SIZE, SIZE)))
-    for _ in range(6):
-        mixed, known = mix(frames, [full, full])
-        for instances in known:
-            assert instances.masks.sum(0).max() == 1
-    assert ((mixed > 0) & (mixed < 1)).float().mean() < 0.1
-
-
-def test_nothing_to_mix_is_a_mirrored_batch() -> None:
-    frames = torch.rand(2, 3, 8, 8)
-    mixed, known = mix(frames, [Instances.empty(8, 8)] * 2)
-    assert torch.equal(mixed, frames.flip(3))
-    assert [len(instances) for instances in known] == [0, 0]
-    assert [len(one) for one in unpack(torch.ones(1, 8, 8) > 0, torch.ones(1), torch.tensor([1]), 3)] == [0, 1, 0]
-
-
-def test_similarities_keep_angles_and_bound_the_scale() -> None:
-    torch.manual_seed(0)
-    maps = draw_similarities(50)
-    linear = maps[:, :, :2]
-    gram = linear.transpose(1, 2) @ linear
-    side = gram[:, 0, 0].rsqrt()
-    assert torch.allclose(gram, gram[:, :1, :1] * torch.eye(2), atol=1e-5)
-    assert SCALES[0] - 1e-4 <= side.min() < 0.8
-    assert 1.2 < side.max() <= SCALES[1] + 1e-4
+def test_instances_go_to_their_images() -> None:
+    masks = torch.stack([rectangle(0, 0, 3, 3, size=8), rectangle(2, 2, 6, 7, size=8)])
+    none, both, nothing = unpack(masks, torch.tensor([0.2, 0.7]), torch.tensor([1, 1]), 3)
+    assert (len(none), len(nothing)) == (0, 0)
+    assert both.boxes.tolist() == [[0, 0, 3, 3], [2, 2, 6, 7]]
+    assert both.scores.tolist() == pytest.approx([0.2, 0.7])
 
 
 def texture(seed: int, size: int = 2 * SIZE) -> Tensor:
@@ -360,18 +319,19 @@ def test_the_network_is_followed_where_motion_says_nothing() -> None:
     assert overlaps(find_instances(views[0], views[1], views[2], nowhere)[0], squares(one))[0] > 0.85
 
 
-def test_the_objective_teaches_what_it_finds() -> None:
+def test_the_objective_infers_and_learns() -> None:
     torch.manual_seed(0)
     model = Mosis(MosisConfig(objective="em"), (SIZE, SIZE)).train()
-    assert (model.needs, model.frame_gap, model.motion) == ("triplets", 4, None)
+    assert (model.needs, model.frame_gap, model.rounds, model.motion) == ("own_labels", 4, 2, None)
     now, after, before = triplet((12, 30, 4, -2))
     batch = Batch(now, after, torch.ones(1), frame_before=before)
-    losses = model.loss(batch)
-    assert losses["instances_per_image"] == 1
+    alone, together = (model.infer(batch, with_network=with_network) for with_network in (False, True))
+    assert len(alone[0]) == len(together[0]) == 1
+    losses = model.loss(Batch(now, now, torch.ones(1), labels=alone))
     losses["total"].backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.appearance.parameters())
-    with pytest.raises(ValueError, match="triplets"):
-        model.loss(Batch(now, after, torch.ones(1)))
+    with pytest.raises(ValueError, match="three frames"):
+        model.infer(Batch(now, after, torch.ones(1)), with_network=False)
 
 
 def store_of(lengths: list[int]) -> FrameStore:
@@ -389,17 +349,3 @@ def test_triplets_stay_within_their_clip() -> None:
     assert samples.dt_s.tolist() == pytest.approx([2 / 24] * 3)
     with pytest.raises(NothingLeftError, match="5 good frames"):
         triplet_samples(store_of([4, 3]), 2)
-
-
-def test_a_batch_of_triplets_is_a_function_of_seed_and_iteration() -> None:
-    store = store_of([9, 9])
-    samples = triplet_samples(store, 2)
-    first, again = (
-        make_batch(store, samples, None, batch_size=3, seed=1, iteration=5, augment=True).to(torch.device("cpu"))
-        for _ in range(2)
-    )
-    assert first.frame_before is not None
-    assert again.frame_before is not None
-    assert first.frame_before.shape == first.frame_a.shape == first.frame_b.shape
-    assert torch.equal(first.frame_before, again.frame_before)
-    assert not torch.equal(first.frame_before, first.frame_b)

@@ -90,8 +90,8 @@ class MosisConfig:
     every step. motion_labels: learn from labels proposed by motion."""
     frame_gap: int = 4
     """em: frames between those compared. Slow things need some, what turns or leaves the picture soon can bear few."""
-    mix: bool = True
-    """em: learn from every image a second time, with instances of another laid over it."""
+    rounds: int = 2
+    """em: E-steps over all frames after the first, which has no network to ask, at equal parts of the training."""
     top_k: int = 32
     """Proposals kept by objectness, K in eq. 2-8 and at inference."""
     search_range: int = 4

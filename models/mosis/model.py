@@ -12,7 +12,6 @@ from ..common.masks import paste_binary, paste_masks
 from ..interface import Batch, Needs, Segmenter
 from .appearance import AppearanceNetwork, Proposals
 from .config import NETWORKS, MosisConfig, Objective
-from .em.mix import mix
 from .em.segments import Proposed
 from .em.step import find_instances
 from .label_loss import label_loss
@@ -26,7 +25,7 @@ CANDIDATES = 1000
 EM_PROPOSALS = 8
 """Of each image that the network offers the E-step."""
 EM_NMS = 0.5
-_NEEDS: dict[Objective, Needs] = {"literal": "pairs", "em": "triplets", "motion_labels": "labels"}
+_NEEDS: dict[Objective, Needs] = {"literal": "pairs", "em": "own_labels", "motion_labels": "labels"}
 
 
 class Mosis(Segmenter):
@@ -42,6 +41,7 @@ class Mosis(Segmenter):
         self.config = config
         self.needs = _NEEDS[config.objective]
         self.frame_gap = config.frame_gap
+        self.rounds = config.rounds if self.needs == "own_labels" else 0
         prior = 0.5 if config.objective == "literal" else OBJECTNESS_PRIOR
         self.appearance = AppearanceNetwork(NETWORKS[config.preset], objectness_prior=prior)
         self.motion: MotionNetwork | None = None
@@ -51,11 +51,16 @@ class Mosis(Segmenter):
             self.segment_motion = SegmentMotion(self.motion.channels)
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Eq. 16 for the literal objective, else detector losses for labels or for instances found here: named scalars
-        with "total"."""
-        if self.config.objective == "em":
-            return self._em_loss(batch)
-        return self._label_loss(batch) if self.needs == "labels" else self._photometric_loss(batch)
+        """Eq. 16 for the literal objective, else detector losses, em's M-step: named scalars with "total"."""
+        return self._photometric_loss(batch) if self.needs == "pairs" else self._label_loss(batch)
+
+    @torch.no_grad()
+    def infer(self, batch: Batch, *, with_network: bool) -> list[Instances]:
+        """em's E-step: see `Segmenter.infer`."""
+        if batch.frame_before is None:
+            raise ValueError("this objective infers from three frames, and the batch has no frame before")
+        proposed = self._best_proposals(self.appearance(batch.frame_a)) if with_network else None
+        return find_instances(batch.frame_a, batch.frame_b, batch.frame_before, proposed)
 
     def propose(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Masks times objectness (B, K, H, W) in [0, 1] and objectness logits (B, K) of the top K proposals.
@@ -133,20 +138,6 @@ class Mosis(Segmenter):
             batch.labels,
             self.appearance,
         )
-
-    def _em_loss(self, batch: Batch) -> dict[str, Tensor]:
-        if batch.frame_before is None:
-            raise ValueError("this objective learns from triplets of frames, and the batch has pairs")
-        proposals = self.appearance(batch.frame_a)
-        proposed = self._best_proposals(proposals)
-        found = find_instances(batch.frame_a, batch.frame_b, batch.frame_before, proposed)  # E-step
-        terms = [label_loss(proposals, found, self.appearance)]  # M-step
-        if self.config.mix:
-            mixed, known = mix(batch.frame_a, found)
-            terms.append(label_loss(self.appearance(mixed), known, self.appearance))
-        losses = {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
-        count = losses["total"].new_tensor(float(sum(len(instances) for instances in found)))
-        return {**losses, "instances_per_image": count / len(found)}
 
     @torch.no_grad()
     def _best_proposals(self, proposals: Proposals) -> Proposed:

@@ -75,7 +75,6 @@ class RawBatch:
     dt_s: np.ndarray
     labels: RawLabels | None
     optical_flow: np.ndarray | None = None
-    frame_before: np.ndarray | None = None
 
     def to(self, device: torch.device) -> Batch:
         frame_a = to_tensor(self.frame_a, device)
@@ -84,8 +83,7 @@ class RawBatch:
         flow_uv = None
         if self.optical_flow is not None:
             flow_uv = torch.from_numpy(self.optical_flow.transpose(0, 3, 1, 2).copy()).to(device)
-        frame_before = None if self.frame_before is None else to_tensor(self.frame_before, device)
-        return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels, flow_uv, frame_before)
+        return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels, flow_uv)
 
 
 class Stager:
@@ -219,8 +217,7 @@ def make_batch(
     indices = draw_indices(len(samples), batch_size, seed=seed, iteration=iteration)
     rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
     single = bool((rows_a == rows_b).all())
-    before = () if samples.row_before is None else (samples.row_before[indices],)
-    views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b, *before))]
+    views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b))]
     found = None if labels is None else read_labels(labels, rows_a, trusted=trusted)
     flow_uv = None if optical_flow is None else read_flow(optical_flow, rows_a)
     if augment:
@@ -228,8 +225,7 @@ def make_batch(
         _augment(views, found, flow_uv, rng)
         if found is not None and single and copy_paste:
             found = RawLabels(*paste_objects(views[0], found.masks, found.scores, found.counts, rng))
-    frame_b, frame_before = [*views[1:], None, None][:2]
-    return RawBatch(views[0], frame_b, samples.dt_s[indices], found, flow_uv, frame_before)
+    return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found, flow_uv)
 
 
 def typical_confidence(labels: LabelStore) -> float:
@@ -282,8 +278,6 @@ def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:
     yield from (batch.frame_a, batch.frame_b, batch.dt)
-    if batch.frame_before is not None:
-        yield batch.frame_before
     if batch.optical_flow is not None:
         yield batch.optical_flow
     for instances in batch.labels or ():

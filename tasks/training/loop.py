@@ -32,7 +32,6 @@ from tasks.training.batches import (
     make_batch,
     pair_samples,
     torch_seed,
-    triplet_samples,
     truth_samples,
     typical_confidence,
 )
@@ -40,6 +39,7 @@ from tasks.training.checkpoint import Checkpoints, State
 from tasks.training.collapse import CollapseWatch, PredictionStats, explain_divergence
 from tasks.training.divergence import first_broken, save_batch
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
+from tasks.training.own_labels import collect_labels
 from tasks.training.self_training import round_starts
 
 if TYPE_CHECKING:
@@ -111,8 +111,9 @@ def fit(
     """Train `model` in place on the train split of `store`, going on from `checkpoints` where there is one that fits.
 
     labels: instances by row, for methods whose `needs` is "labels", or "truth" and then the store's own.
-    relabel: called where a self-training round begins with the model as it stands there, (round from 1, model) -> the
-    labels of that round. A run that is resumed within a round asks for its labels again and must get the same.
+    relabel: called where a round begins with the model as it stands there, (round, model) -> the labels of that round.
+    Rounds from 1 on are those of self-training, or of a method's own labels, which begin with round 0. A run that is
+    resumed within a round asks for its labels again and must get the same. A method with labels of its own needs none.
     Seeds torch's generators at every iteration.
     Raises CollapseError when training degenerates, NothingLeftError without samples.
     """
@@ -123,18 +124,28 @@ def fit(
     if reads_labels and labels is None:
         raise ValueError(f"{type(model).__name__} learns from labels and was given none")
     labels = labels if reads_labels else None
-    read = _read(store, labels, model, recipe)
-    starts = [0, *(round_starts(recipe.optimisation.iterations, recipe.self_training) if relabel else ())]
+    if model.needs == "own_labels" and relabel is None:
+        relabel = partial(collect_labels, store=store, device=device)
+    rounds = count_rounds(model, recipe) if relabel else 0
+    read = None if model.needs == "own_labels" else _read(store, labels, model, recipe)
     with numerics(device):
         run = _Run(model, recipe, device, checkpoints, hooks or Hooks())
         started_at = run.resume()
-        for number, (start, stop) in enumerate(pairwise([*starts, recipe.optimisation.iterations])):
+        starts = [0, *round_starts(recipe.optimisation.iterations, rounds), recipe.optimisation.iterations]
+        for number, (start, stop) in enumerate(pairwise(starts)):
             if started_at >= stop:
                 continue
-            if number and relabel is not None and isinstance(model, Segmenter):
+            if read is None or number:
+                assert relabel is not None
+                assert isinstance(model, Segmenter)
                 read = _read(store, relabel(number, model), model, recipe)
             run.advance_over(read, max(start, started_at), stop)
     return run.finish(started_at)
+
+
+def count_rounds(model: Segmenter | OpticalFlowEstimator, recipe: Recipe) -> int:
+    """How often labels are made anew: the method's own count where it makes them, else that of self-training."""
+    return model.rounds if isinstance(model, Segmenter) and model.needs == "own_labels" else recipe.self_training
 
 
 def _read(
@@ -154,8 +165,6 @@ def _choose_samples(store: FrameStore, labels: LabelStore | None, model: Segment
         return truth_samples(store)
     if model.needs == "optical_flow":
         return flow_samples(store)
-    if isinstance(model, Segmenter) and model.needs == "triplets":
-        return triplet_samples(store, model.frame_gap)
     return pair_samples(store) if labels is None else labelled_samples(store, labels)
 
 

@@ -12,7 +12,6 @@ from torch import Tensor
 from ...common.instances import Instances
 from .candidates import anchor_candidates, choose, join, mask_candidates
 from .grid import halve
-from .mix import unpack
 from .moves import gain, mean_under
 from .scene import CELL, look, observe, stabilised_volume
 from .segments import Proposed, explain, join_alike, outline, redraw, refit, start
@@ -60,3 +59,12 @@ def _find(frame: Tensor, after: Tensor, before: Tensor, proposed: Proposed | Non
     gains = gain(mean_under(masks, costs), mean_under(masks, fine.still[segments.image]))
     kept = (masks.flatten(1).sum(1) >= MIN_AREA) & (gains >= MIN_GAIN)
     return unpack(masks[kept], gains[kept], segments.image[kept], len(frame))
+
+
+def unpack(masks: Tensor, scores: Tensor, image: Tensor, count: int) -> list[Instances]:
+    """Instances of each of `count` images from masks (N, H, W) bool, scores (N,), image (N,)."""
+    order = torch.argsort(image, stable=True)
+    together = Instances.from_masks(masks[order], scores[order])
+    counts = torch.bincount(image, minlength=count).tolist()
+    fields = [field.split(counts) for field in (together.boxes, together.scores, together.masks)]
+    return [Instances(*parts) for parts in zip(*fields, strict=True)]

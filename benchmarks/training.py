@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
+import time
 import typing
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -20,14 +22,18 @@ from models.interface import Segmenter
 from tasks.errors import ParamsError
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
+from tasks.training.batches import triplet_samples
 from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
 from tasks.training.optimise import Optimisation
+from tasks.training.own_labels import infer_labels
 from tasks.training.self_training import relabel
 
 INFERENCE = {"nms_iou": 0.5, "box_from_mask": True, "score_with_mask": True}
 """What params.yaml changes of the thesis' section 3.8 for its preset."""
 SELF_TRAINING_SCORE = 0.5
 """params.yaml's train.self_training_score."""
+_INFERRED = 64
+"""Frames with labels of its own that a method is timed over before a row of so many minutes."""
 _MEASURED = 20
 """Iterations whose time says how many fit into a number of minutes."""
 _NEVER = 10**9
@@ -229,8 +235,24 @@ def fit_minutes(plan: Plan, video: Video, labels: LabelStore | None, device: tor
     rates: list[float] = []
     hooks = Hooks(on_log=lambda iteration, values: rates.append(values["images_per_s"]))
     recipe = make_recipe(plan, _MEASURED)
-    fit(model, video.store, recipe, labels=labels, device=device, hooks=hooks)
-    return max(1, round(plan.minutes * 60 * rates[-1] / recipe.batch_size))
+    sample, inferring = None, 0.0
+    if model.needs == "own_labels":
+        sample, inferring = time_inference(model, video.store, device)
+    again = None if sample is None else lambda number, current: sample
+    fit(model, video.store, recipe, labels=labels, device=device, hooks=hooks, relabel=again)
+    return max(1, round((plan.minutes * 60 - inferring) * rates[-1] / recipe.batch_size))
+
+
+def time_inference(model: Segmenter, store: FrameStore, device: torch.device) -> tuple[LabelStore, float]:
+    """(labels that the model infers on a few frames, the seconds that all rounds over all frames will take)."""
+    model.to(device)
+    found = infer_labels(model, store, with_network=True, device=device)
+    next(found)  # the first batch has the start-up in it
+    started = time.perf_counter()
+    sample = list(itertools.islice(found, _INFERRED))
+    each = (time.perf_counter() - started) / max(len(sample), 1)
+    frames = len(triplet_samples(store, model.frame_gap))
+    return LabelStore.from_items(store.size, sample), each * frames * (model.rounds + 1)
 
 
 def choose_device(name: str) -> torch.device:

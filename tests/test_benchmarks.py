@@ -220,13 +220,17 @@ def test_minutes_become_iterations(monkeypatch):
         for rate in (1.0, 4.0):
             hooks.on_log(10, {"images_per_s": rate})
 
-    monkeypatch.setattr("benchmarks.training.build_model", lambda *arguments: None)
+    needs = argparse.Namespace(needs="pairs")
+    monkeypatch.setattr("benchmarks.training.build_model", lambda *arguments: needs)
     monkeypatch.setattr("benchmarks.training.fit", fit_at_two_rates)
+    monkeypatch.setattr("benchmarks.training.time_inference", lambda *arguments: (None, 20.0))
     video: Any = argparse.Namespace(store=argparse.Namespace(size=(32, 32)))
     plan = Plan("row", "kind", Dataset(0), minutes=1.0, recipe={"batch_size": 2})
     # Warm, two iterations a second.
     assert fit_minutes(plan, video, None, torch.device("cpu")) == 120
     assert fit_minutes(dataclasses.replace(plan, minutes=1e-6), video, None, torch.device("cpu")) == 1
+    needs.needs = "own_labels"  # a third of the minute goes to inferring them
+    assert fit_minutes(plan, video, None, torch.device("cpu")) == 80
 
 
 def test_self_training_adds_what_the_labels_miss():

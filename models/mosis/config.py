@@ -77,35 +77,14 @@ NETWORKS: dict[Preset, NetworkSpec] = {
 
 
 @dataclass(frozen=True)
-class MosisConfig:
-    """Named options for what the thesis leaves open or gets wrong are explained in README.md beside this file."""
+class InferenceConfig:
+    """How detections are made of proposals (section 3.8), for every method with this network."""
 
     # Unknown keys fail when params.yaml is read; pydantic looks for this attribute, nothing here imports it.
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    preset: Preset = "small"
-    """yolov3: Darknet-53 as in the thesis (about 62 M parameters). small: about 1 M, for CPUs."""
-    objective: Objective = "motion_labels"
-    """literal: eq. 9-16, photometric reconstruction. em: the same end, closed-form motion and instances found anew at
-    every step. motion_labels: learn from labels proposed by motion."""
-    frame_gap: int = 4
-    """em: frames between those compared. Slow things need some, what turns or leaves the picture soon can bear few."""
-    rounds: int = 2
-    """em: E-steps over all frames after the first, which has no network to ask, at equal parts of the training."""
     top_k: int = 32
-    """Proposals kept by objectness, K in eq. 2-8 and at inference."""
-    search_range: int = 4
-    """Radius of PWC-Lite's cost volume in feature pixels."""
-    objectness_target: ObjectnessTarget = "gain"
-    """t in eq. 14: literal (the error as written), inverted (1 - t), gain (against the background's motion alone)."""
-    warp_direction: WarpDirection = "consistent"
-    """literal: eq. 9 samples I_t with frame t's flow. consistent: I_t(x) is compared with I_t+1(x + F_t(x))."""
-    target_normalisation: TargetNormalisation = "minmax"
-    """How eq. 14's targets are brought to [0, 1] per image: the thesis says only "normalise"."""
-    error_scale: ErrorScale = "half"
-    """E in eq. 13: literal (1 - SSIM, up to 2) or half of it, in the [0, 1] that the text announces."""
-    lambda_obj: float = 0.2
-    """Weight of the objectness loss in eq. 16."""
+    """Most detections of an image; for the literal objective also the proposals kept, K in eq. 2-8."""
     score_threshold: float = 0.4
     """s_min of section 3.8."""
     nms_iou: float = 0.1
@@ -121,6 +100,43 @@ class MosisConfig:
         for name in ("score_threshold", "nms_iou", "mask_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        for name in ("top_k", "search_range", "frame_gap"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        check_at_least(self, 1, "top_k")
+
+
+def check_at_least(config: object, least: int, *names: str) -> None:
+    """Raises ValueError naming the first of the settings `names` that is lower."""
+    for name in names:
+        if getattr(config, name) < least:
+            raise ValueError(f"{name} must be at least {least}, not {getattr(config, name)}")
+
+
+@dataclass(frozen=True)
+class MosisConfig(InferenceConfig):
+    """Named options for what the thesis leaves open or gets wrong are explained in README.md beside this file."""
+
+    preset: Preset = "small"
+    """yolov3: Darknet-53 as in the thesis (about 62 M parameters). small: about 1 M, for CPUs."""
+    objective: Objective = "motion_labels"
+    """literal: eq. 9-16, photometric reconstruction. em: the same end, by motion in closed form and instances inferred
+    in rounds. motion_labels: learn from labels proposed by motion."""
+    frame_gap: int = 4
+    """em: frames between those compared. Slow things need some, what turns or leaves the picture soon can bear few."""
+    rounds: int = 2
+    """em: E-steps over all frames after the first, which has no network to ask, at equal parts of the training."""
+    search_range: int = 4
+    """Radius of PWC-Lite's cost volume in feature pixels."""
+    objectness_target: ObjectnessTarget = "gain"
+    """t in eq. 14: literal (the error as written), inverted (1 - t), gain (against the background's motion alone)."""
+    warp_direction: WarpDirection = "consistent"
+    """literal: eq. 9 samples I_t with frame t's flow. consistent: I_t(x) is compared with I_t+1(x + F_t(x))."""
+    target_normalisation: TargetNormalisation = "minmax"
+    """How eq. 14's targets are brought to [0, 1] per image: the thesis says only "normalise"."""
+    error_scale: ErrorScale = "half"
+    """E in eq. 13: literal (1 - SSIM, up to 2) or half of it, in the [0, 1] that the text announces."""
+    lambda_obj: float = 0.2
+    """Weight of the objectness loss in eq. 16."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_at_least(self, 1, "search_range", "frame_gap")
+        check_at_least(self, 0, "rounds")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 from torch import Tensor
 
 from ..interface import Batch
-from ..mosis.config import MosisConfig
+from ..mosis.config import InferenceConfig, MosisConfig
 from ..mosis.model import Mosis
 from .config import YoloSupervisedConfig
 from .losses import thesis_loss
@@ -18,19 +20,9 @@ class YoloSupervised(Mosis):
     """
 
     def __init__(self, config: YoloSupervisedConfig, size: tuple[int, int]) -> None:
-        super().__init__(
-            MosisConfig(
-                preset=config.preset,
-                objective="motion_labels",  # the one without a motion network
-                top_k=config.top_k,
-                score_threshold=config.score_threshold,
-                nms_iou=config.nms_iou,
-                mask_threshold=config.mask_threshold,
-                box_from_mask=config.box_from_mask,
-                score_with_mask=config.score_with_mask,
-            ),
-            size,
-        )
+        inference = {field.name: getattr(config, field.name) for field in fields(InferenceConfig)}
+        # The objective without a motion network.
+        super().__init__(MosisConfig(preset=config.preset, objective="motion_labels", **inference), size)
         self.needs = "truth"
         self.loss_kind = config.loss
 

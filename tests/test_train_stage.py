@@ -82,6 +82,39 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def test_own_labels_are_inferred_in_rounds_and_found_again_after_a_stop(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    em = tiny_params(mosis={"objective": "em", "frame_gap": 2, "rounds": 1})
+    train.run(em, workspace)
+    whole = (workspace / "outputs/train/weights.safetensors").read_bytes()
+    said = capsys.readouterr().err
+    assert "round 0:" in said
+    assert "round 1:" in said
+    shutil.rmtree(workspace / "outputs")
+
+    def stop(session: Any, iteration: int, model: Any) -> None:
+        if iteration == 6:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Session, "on_validate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(em, workspace)
+    kept = {path.name: path.stat().st_mtime_ns for path in (workspace / "outputs/train/checkpoint").glob("round-*")}
+    assert len(kept) == 2
+    capsys.readouterr()
+    train.run(em, workspace)
+    assert "round 0:" not in capsys.readouterr().err  # the checkpoint lies within round 1
+    assert (workspace / "outputs/train/weights.safetensors").read_bytes() == whole
+    assert not (workspace / "outputs/train/checkpoint").exists()
+
+
+def test_self_training_adds_labels_on_the_way(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train.run(tiny_params(self_training=1, self_training_score=0.0), workspace)
+    assert "labels added" in capsys.readouterr().err
+
+
 def test_outputs_are_those_of_the_architecture(workspace: Path) -> None:
     train.run(tiny_params(), workspace)
     out = workspace / "outputs" / "train"

@@ -41,6 +41,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 _SOURCES = ("models", "tasks", "benchmarks")
 _NO_EFFECT = ("resume", "cache", "output", "no_save", "rows")
 """Options that change no row's figures: a run may be resumed with others."""
+_PLACES = ("--cache", "--output", "--pictures")
 _EXPECTED = (MosisError, ValueError, TypeError, RuntimeError, OSError, NotImplementedError)
 
 Row = dict[str, Any]
@@ -115,7 +116,8 @@ class Report:
         """
         done = {row["row"] for row in self.rows}
         todo = [plan for plan in plans if plan.row not in done]
-        jobs = max(1, min(self.options.jobs, len(todo)))
+        jobs = max(1, self.options.jobs)
+        # Not by how many rows are left: rows of one table have the same threads.
         setting = Setting(cache, self.options.device, max(1, count_cores() // jobs), jobs)
         for plan in plans:
             self._order.setdefault(plan.row, len(self._order))
@@ -203,13 +205,25 @@ def peak_mib() -> float:
     return 0.0
 
 
+def without_places(arguments: Sequence[str]) -> list[str]:
+    """Arguments without the options that only say where things lie: a result speaks of no machine's folders."""
+    kept: list[str] = []
+    skip = False
+    for argument in arguments:
+        name, given, _ = argument.partition("=")
+        if not skip and name not in _PLACES:
+            kept.append(argument)
+        skip = name in _PLACES and not given
+    return kept
+
+
 def describe_run() -> dict[str, Any]:
     """Command, commit, whether it is what runs, a digest of what runs, machine and versions."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "--", *_SOURCES], capture_output=True, check=False)
     return {
-        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *without_places(sys.argv[1:])]),
         "commit": commit or "unknown",
         "dirty": bool(changed.stdout.strip()) or bool(changed.returncode),
         "sources": digest_sources(),

@@ -171,7 +171,7 @@ def open_real(shared: Path, video_step: int) -> Footage:
 
 
 def open_composites(plan: RealPlan) -> Footage:
-    """Train clips, then test clips: other objects, backgrounds and paths, from the same real clips."""
+    """Train clips, then test clips: other paths and combinations of the same real objects and backgrounds."""
     count = plan.clips + plan.test_clips
     frames, truth = composite_clips(plan.shared, plan.training.seed, count, plan.frames)
     splits = ["train"] * plan.clips + ["test"] * plan.test_clips

@@ -9,6 +9,7 @@ labels of any kind train for as many minutes as the twin of their seed took, sin
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.data import Dataset
@@ -63,20 +64,21 @@ def main() -> None:
     options = parser.parse_args()
     report = Report("thesis", options)
     with cache_folder(options) as cache:
-        run_plans(report, make_plans(options), cache)
+        run_plans(report, make_plans(options, {row["kind"] for row in report.rows}), cache)
     report.finish(format_rows(report.rows), summary=summarise(report.rows, twin=TWIN))
 
 
-def make_plans(options: argparse.Namespace) -> list[Plan]:
-    """Seed by seed, so that a run that is stopped has whole tables of some seeds."""
+def make_plans(options: argparse.Namespace, kinds_there: Iterable[str] = ()) -> list[Plan]:
+    """Seed by seed, so that a run that is stopped has whole tables of some seeds. kinds_there: of rows made before."""
     plans = []
+    known = {*options.rows, *kinds_there}
     for seed in options.seeds:
         data = Dataset(seed, options.videos, {"frames": options.frames}, fresh=options.fresh)
         for kind in options.rows:
             changes = {**KINDS[kind]}
             preset = _AMD_PRESETS[options.preset] if changes.get("method") == "amd" else options.preset
             changes["settings"] = {"preset": preset, **changes["settings"]}
-            by_minutes = kind in _BY_MINUTES and options.minutes is None and TWIN in options.rows
+            by_minutes = kind in _BY_MINUTES and options.minutes is None and TWIN in known
             plans.append(
                 Plan(
                     f"{kind}, seed {seed}", kind, data, **changes, seed=seed, iterations=options.minutes_equivalent,

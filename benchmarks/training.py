@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 import models
@@ -19,7 +20,7 @@ from benchmarks.data import Dataset, Video, open_fresh, open_motion_labels, open
 from benchmarks.harness import Report, Row, Setting, describe_plan, peak_mib, run_in_child
 from benchmarks.scores import predict, recall_by_motion, score
 from models.interface import Segmenter
-from tasks.errors import ParamsError
+from tasks.errors import NothingLeftError, ParamsError
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.training.batches import triplet_samples
@@ -32,7 +33,7 @@ INFERENCE = {"nms_iou": 0.5, "box_from_mask": True, "score_with_mask": True}
 """What params.yaml changes of the thesis' section 3.8 for its preset."""
 SELF_TRAINING_SCORE = 0.5
 """params.yaml's train.self_training_score."""
-_INFERRED = 64
+_INFERRED = 320
 """Frames with labels of its own that a method is timed over before a row of so many minutes."""
 _MEASURED = 20
 """Iterations whose time says how many fit into a number of minutes."""
@@ -132,7 +133,8 @@ def train_row(plan: Plan, setting: Setting) -> Row:
 
 
 def describe_training(plan: Plan, model: Segmenter, fitted: Fitted, train_frames: int) -> Row:
-    """labels: whether people's labels were needed. minutes: of training alone, without labelling and validation."""
+    """labels: whether people's labels were needed. minutes: of training without validation; a method's own labels are
+    inferred within them, the motion labeller's time stands in `label_seconds`."""
     pairs = model.needs == "pairs"
     return {
         "method": plan.method,
@@ -240,19 +242,25 @@ def fit_minutes(plan: Plan, video: Video, labels: LabelStore | None, device: tor
         sample, inferring = time_inference(model, video.store, device)
     again = None if sample is None else lambda number, current: sample
     fit(model, video.store, recipe, labels=labels, device=device, hooks=hooks, relabel=again)
+    if inferring >= plan.minutes * 60:
+        raise ParamsError(f"inferring labels alone takes {inferring / 60:.1f} of the row's {plan.minutes:.1f} minutes")
     return max(1, round((plan.minutes * 60 - inferring) * rates[-1] / recipe.batch_size))
 
 
 def time_inference(model: Segmenter, store: FrameStore, device: torch.device) -> tuple[LabelStore, float]:
     """(labels that the model infers on a few frames, the seconds that all rounds over all frames will take)."""
     model.to(device)
+    rows = triplet_samples(store, model.frame_gap).row_a
     found = infer_labels(model, store, with_network=True, device=device)
-    next(found)  # the first batch has the start-up in it
+    first = next(found, None)  # the first batch has the start-up in it
+    if first is None:
+        raise NothingLeftError("nothing was inferred to move on its own in any frame of the train split")
     started = time.perf_counter()
-    sample = list(itertools.islice(found, _INFERRED))
-    each = (time.perf_counter() - started) / max(len(sample), 1)
-    frames = len(triplet_samples(store, model.frame_gap))
-    return LabelStore.from_items(store.size, sample), each * frames * (model.rounds + 1)
+    sample = [first, *itertools.islice(found, _INFERRED)]
+    # Frames without labels take their time, too.
+    seen = max(1, int(np.searchsorted(rows, sample[-1][0]) - np.searchsorted(rows, first[0])))
+    each = (time.perf_counter() - started) / seen
+    return LabelStore.from_items(store.size, sample), each * len(rows) * (model.rounds + 1)
 
 
 def choose_device(name: str) -> torch.device:

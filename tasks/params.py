@@ -159,7 +159,7 @@ class TrainParams:
     augment: bool = True
     """Flips, transposes, colour permutation, inversion and jitter, the same for both frames of a pair."""
     copy_paste: bool = True
-    """Labelled objects are pasted into other images of the batch; for methods that learn from labels or truth."""
+    """Part of augment: labelled objects are pasted into the batch's other images, where a method learns from labels."""
     self_training: NonNegativeInt = 0
     """Rounds in which the network, part-way through, adds objects that the motion labels miss."""
     self_training_score: Share = 0.5

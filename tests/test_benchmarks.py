@@ -17,7 +17,7 @@ import torch
 
 from benchmarks import ablations, hard_synthetic, thesis
 from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, open_motion_labels, open_video
-from benchmarks.harness import ROOT, format_table
+from benchmarks.harness import ROOT, format_table, without_places
 from benchmarks.scores import recall_by_motion, score
 from benchmarks.tables import share, spread, summarise
 from benchmarks.training import (
@@ -213,6 +213,12 @@ def test_what_does_not_exist_is_named(method, settings, message):
         build_model(method, settings, (64, 64))
     with pytest.raises(ParamsError, match="training has no setting 'colour' yet"):
         make_recipe(Plan("row", "kind", Dataset(0), recipe={"colour": 1}), 1)
+
+
+def test_a_result_names_no_folder():
+    arguments = ["--seeds", "10", "--cache", "/some/where", "--output=/x.json", "--pictures", "p", "--jobs", "2"]
+    assert without_places(arguments) == ["--seeds", "10", "--jobs", "2"]
+    assert without_places([]) == []
 
 
 def test_minutes_become_iterations(monkeypatch):

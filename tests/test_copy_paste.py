@@ -43,10 +43,13 @@ def test_an_object_is_drawn_with_a_mixed_outline_and_its_cover_is_exact():
     assert (frame[~covered] == 0).all()
 
 
-@pytest.mark.parametrize(("centre", "pixels"), [((0, 0), 9), ((19, 29), 16), ((10, 40), 0), ((-30, 5), 0)])
-def test_an_object_may_leave_the_frame(centre: tuple[int, int], pixels: int):
+@pytest.mark.parametrize(
+    ("centre", "pixels"), [((0, 0), 36), ((19, 29), 49), ((10, 60), 0), ((-30, 5), 0), ((-5, 15), 0)]
+)
+def test_an_object_may_leave_the_frame_and_a_mere_rest_is_not_drawn(centre: tuple[int, int], pixels: int):
     frame = BLACK.copy()
-    assert lay_over(frame, block(6), centre).sum() == pixels
+    assert lay_over(frame, block(12), centre).sum() == pixels
+    assert (frame.any(2).sum() > 0) == (pixels > 0)
 
 
 def test_resizing_keeps_the_shape_of_the_mask():

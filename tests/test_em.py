@@ -261,6 +261,15 @@ def test_nothing_is_found_where_only_the_camera_moves() -> None:
     assert find_instances(now[:0], after[:0], before[:0], None) == []
 
 
+def test_a_flash_that_no_motion_explains_is_no_instance() -> None:
+    now, after, before = triplet((12, 30, 4, -2))
+    now = now.clone()
+    now[:, :, 44:60, 44:60] = 1 - now[:, :, 44:60, 44:60].round()
+    found = find_instances(now, after, before)[0]
+    assert len(found) == 1
+    assert overlaps(found, squares((12, 30, 4, -2)))[0] > 0.8
+
+
 def test_images_of_a_batch_do_not_disturb_each_other() -> None:
     first, second = triplet((12, 30, 4, -2)), triplet((30, 8, -3, 3), (8, 40, 4, 0))
     batch = [torch.cat(views) for views in zip(first, triplet(), second, strict=True)]

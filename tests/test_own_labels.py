@@ -97,6 +97,11 @@ def test_a_run_stopped_within_a_round_asks_for_that_round_alone(tmp_path: Path) 
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+def test_checkpoints_need_someone_who_keeps_the_labels_of_a_round(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="relabel"):
+        fit(Thinker(), toy_store()[0], toy_recipe(iterations=2), checkpoints=Checkpoints(tmp_path, {}, every=5))
+
+
 def test_nothing_to_infer_is_said_in_one_line() -> None:
     with pytest.raises(NothingLeftError, match="nothing was inferred to move"):
         fit(Thinker(blind=True), toy_store()[0], toy_recipe(iterations=2))

@@ -53,8 +53,8 @@ def resize(cutout: Cutout, scale: float) -> Cutout:
 def lay_over(frame: np.ndarray, cutout: Cutout, centre: tuple[int, int]) -> np.ndarray:
     """Draw the object on `frame` (H, W, 3) uint8, in place, its middle at `centre` (row, column).
 
-    Returns what it covers, (H, W) bool: parts outside the frame are lost. Its outline is mixed half and half, since a
-    hard edge would give a pasted object away.
+    Returns what it covers, (H, W) bool: parts outside the frame are lost, and where fewer than SMALLEST pixels are left
+    nothing is drawn. Its outline is mixed half and half, since a hard edge would give a pasted object away.
     """
     covered = np.zeros(frame.shape[:2], bool)
     into, out_of = [], []
@@ -64,7 +64,7 @@ def lay_over(frame: np.ndarray, cutout: Cutout, centre: tuple[int, int]) -> np.n
         out_of.append(slice(into[-1].start - start, into[-1].stop - start))
     place, part = tuple(into), tuple(out_of)
     mask, picture = cutout.mask[part], cutout.picture[part]
-    if not mask.any():
+    if mask.sum() < SMALLEST:
         return covered
     inner = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), borderType=cv2.BORDER_REPLICATE) > 0
     here = frame[place]
@@ -117,7 +117,7 @@ def _paste_one(
     scale = float(np.exp(rng.uniform(*np.log(SCALES))))
     centre = (int(rng.integers(frame.shape[0])), int(rng.integers(frame.shape[1])))
     covered = lay_over(frame, resize(cutout, scale), centre)
-    if covered.sum() < SMALLEST:
+    if not covered.any():
         return
     visible = [mask & ~covered for mask in layers]
     kept = [index for index, mask in enumerate(visible) if mask.sum() >= SMALLEST]

@@ -113,7 +113,8 @@ def fit(
     labels: instances by row, for methods whose `needs` is "labels", or "truth" and then the store's own.
     relabel: called where a round begins with the model as it stands there, (round, model) -> the labels of that round.
     Rounds from 1 on are those of self-training, or of a method's own labels, which begin with round 0. A run that is
-    resumed within a round asks for its labels again and must get the same. A method with labels of its own needs none.
+    resumed within a round asks for its labels again and must get the same. A method with labels of its own needs none
+    unless there are checkpoints.
     Seeds torch's generators at every iteration.
     Raises CollapseError when training degenerates, NothingLeftError without samples.
     """
@@ -125,6 +126,10 @@ def fit(
         raise ValueError(f"{type(model).__name__} learns from labels and was given none")
     labels = labels if reads_labels else None
     if model.needs == "own_labels" and relabel is None:
+        if checkpoints is not None:
+            raise ValueError(
+                "to be resumed, a method that infers its own labels needs `relabel` to keep those of a round"
+            )
         relabel = partial(collect_labels, store=store, device=device)
     rounds = count_rounds(model, recipe) if relabel else 0
     read = None if model.needs == "own_labels" else _read(store, labels, model, recipe)

@@ -15,6 +15,7 @@ from .grid import halve
 from .moves import gain, mean_under
 from .scene import CELL, look, observe, stabilised_volume
 from .segments import Proposed, explain, join_alike, outline, redraw, refit, start
+from .volume import CAP
 
 RADIUS = 4
 """Of the cost volume in cells: the fastest motion against the background that is searched for."""
@@ -42,6 +43,8 @@ def find_instances(frame: Tensor, after: Tensor, before: Tensor, proposed: Propo
 def _find(frame: Tensor, after: Tensor, before: Tensor, proposed: Proposed | None) -> list[Instances]:
     scene = observe(frame.float(), after.float(), before.float())
     coarse = look(scene, CELL)
+    # As in the volume: else what nothing explains, a flash or a hidden part, seems to gain by any motion.
+    coarse = coarse._replace(still=coarse.still.clamp(max=CAP))
     volume = stabilised_volume(scene, coarse, RADIUS)
     parts, small = [anchor_candidates(volume, RADIUS)], None
     if proposed is not None:

@@ -270,6 +270,19 @@ def test_a_flash_that_no_motion_explains_is_no_instance() -> None:
     assert overlaps(found, squares((12, 30, 4, -2)))[0] > 0.8
 
 
+def test_standing_still_costs_no_more_than_any_motion_can(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def watch(candidates: Candidates, still: Tensor, most: int) -> Tensor:
+        seen.append((still.max(), candidates.costs.max()))
+        return choose(candidates, still, most)
+
+    monkeypatch.setattr("models.mosis.em.step.choose", watch)
+    noise = torch.rand(3, 1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).round()
+    find_instances(noise[0], noise[1], noise[2])
+    assert seen[0][0] <= seen[0][1] + 1e-6
+
+
 def test_images_of_a_batch_do_not_disturb_each_other() -> None:
     first, second = triplet((12, 30, 4, -2)), triplet((30, 8, -3, 3), (8, 40, 4, 0))
     batch = [torch.cat(views) for views in zip(first, triplet(), second, strict=True)]

@@ -98,8 +98,8 @@ def _image(store: FrameStore, row: int) -> Tensor:
 
 
 def _truth_rows(store: FrameStore, split: str | None) -> np.ndarray:
-    clips = [clip for clip in store.clips if clip.truth and split in (None, clip.split)]
-    return np.concatenate([np.zeros(0, np.int64), *(np.arange(clip.first_row, clip.stop) for clip in clips)])
+    clips = [clip for clip in store.clips if split in (None, clip.split)]
+    return np.concatenate([np.zeros(0, np.int64), *(clip.truth_rows() for clip in clips)])
 
 
 def _need_truth(store: FrameStore) -> LabelStore:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.clips import ClipEntry
+from tasks.clips import ClipEntry, ClipReader, annotated_frames
 from tasks.errors import DataError
 from tasks.files import read_json
 from tasks.gallery import spread
@@ -53,10 +54,23 @@ def choose_frames(clips: Sequence[ClipEntry], splits: Mapping[str, str], wanted:
 
 
 def _thin(clips: Sequence[ClipEntry], max_images: int | None) -> list[tuple[ClipEntry, list[int]]]:
-    total = sum(clip.frames for clip in clips)
+    """The frames that have truth, or evenly spaced ones of them."""
+    known = [(clip, _annotated(clip)) for clip in clips]
+    total = sum(len(indices) for _, indices in known)
     if max_images is None or total <= max_images:
-        return [(clip, list(range(clip.frames))) for clip in clips]
-    return _by_clip(clips, spread(total, max_images), [clip.frames for clip in clips])
+        return known
+    lengths = [len(indices) for _, indices in known]
+    chosen = _by_clip(clips, spread(total, max_images), lengths)
+    frames = {clip.clip_id: indices for clip, indices in known}
+    return [(clip, [frames[clip.clip_id][place] for place in places]) for clip, places in chosen]
+
+
+def _annotated(clip: ClipEntry) -> list[int]:
+    """Opens the archive only where some frames have no truth; one that is broken is evaluated and set aside later."""
+    if clip.annotated_frames < clip.frames:
+        with contextlib.suppress(DataError), ClipReader(clip.path) as reader:
+            return list(annotated_frames(reader.info))
+    return list(range(clip.frames))
 
 
 def _neighbours(clips: Sequence[ClipEntry], most: int) -> list[tuple[ClipEntry, list[int]]]:

@@ -23,7 +23,7 @@ class PreparedClip:
     """One clip's arrays in a folder of its own, rows counted from 0.
 
     frames.npy (T, H, W, 3) uint8; truth/ a LabelStore where has_truth; flow_rows.npy (M,) int64 and flow.npy
-    (M, H, W, 2) float16 where has_flow.
+    (M, H, W, 2) float16 where has_flow. annotated: as in StoredClip.
     """
 
     folder: Path
@@ -32,6 +32,7 @@ class PreparedClip:
     timestamps_us: tuple[int, ...]
     has_truth: bool
     has_flow: bool
+    annotated: tuple[int, ...] | None = None
 
 
 class ClipPreparer:
@@ -104,6 +105,7 @@ class FrameWriter:
             timestamps_us=clip.timestamps_us,
             truth=clip.has_truth,
             optical_flow=clip.has_flow,
+            annotated=clip.annotated,
         )
         self._shard.append(frames)
         self._shard_lengths[-1] += len(frames)

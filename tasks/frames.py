@@ -28,7 +28,8 @@ class StoredClip:
     first_row: row of the clip's first frame, counted over all shards; its frames are rows first_row .. stop - 1.
     shard, start: the file, and the row within it.
     timestamps_us: microseconds, one per frame.
-    truth: whether its frames have ground truth (perhaps of no instance); optical_flow: whether they have true motion.
+    truth: whether its frames have ground truth (perhaps of no instance); annotated: which do, counted from the clip's
+    first, ascending, None where all do. optical_flow: whether they have true motion.
     """
 
     clip_id: str
@@ -41,10 +42,19 @@ class StoredClip:
     timestamps_us: tuple[int, ...]
     truth: bool = False
     optical_flow: bool = False
+    annotated: tuple[int, ...] | None = None
 
     @property
     def stop(self) -> int:
         return self.first_row + self.frames
+
+    def truth_rows(self) -> np.ndarray:
+        """Rows (N,) int64 of its frames that have ground truth."""
+        if not self.truth:
+            return np.zeros(0, np.int64)
+        if self.annotated is None:
+            return np.arange(self.first_row, self.stop, dtype=np.int64)
+        return self.first_row + np.array(self.annotated, np.int64)
 
 
 @dataclass(frozen=True)
@@ -213,7 +223,7 @@ def _read_document(path: Path) -> dict[str, Any]:
         if value["format"] != FORMAT:
             raise DataError(f"{path} has format {value['format']}, this version reads {FORMAT}: {_MEND}")
         size = (int(value["height"]), int(value["width"]))
-        clips = [StoredClip(**{**entry, "timestamps_us": tuple(entry["timestamps_us"])}) for entry in value["clips"]]
+        clips = [_parse_clip(entry) for entry in value["clips"]]
         return {"size": size, "shards": [int(frames) for frames in value["shards"]], "clips": clips}
     except (KeyError, TypeError, ValueError) as error:
         if isinstance(error, DataError):
@@ -221,12 +231,22 @@ def _read_document(path: Path) -> dict[str, Any]:
         raise DataError(f"{path} is broken ({type(error).__name__} at {error}): {_MEND}") from None
 
 
+def _parse_clip(entry: dict[str, Any]) -> StoredClip:
+    annotated = entry.get("annotated")
+    lists = {
+        "timestamps_us": tuple(entry["timestamps_us"]),
+        "annotated": None if annotated is None else tuple(annotated),
+    }
+    return StoredClip(**entry | lists)
+
+
 def _check_clips(folder: Path, clips: Iterable[StoredClip], shards: list[np.ndarray]) -> None:
     """Rows must follow one another without gaps, each clip inside its shard, so that a row means one frame."""
     starts = np.cumsum([0, *(len(shard) for shard in shards)]).tolist()
     row = 0
     for clip in clips:
-        numbers = (clip.shard, clip.start, clip.frames, clip.first_row, *clip.timestamps_us)
+        annotated = clip.annotated or ()
+        numbers = (clip.shard, clip.start, clip.frames, clip.first_row, *clip.timestamps_us, *annotated)
         if not all(isinstance(number, int) for number in numbers) or clip.split not in SPLITS:
             raise DataError(f"{folder / 'clips.json'}: clip {clip.clip_id} has fields of the wrong kind: {_MEND}")
         inside = 0 <= clip.shard < len(shards) and clip.first_row == row == starts[clip.shard] + clip.start
@@ -235,6 +255,7 @@ def _check_clips(folder: Path, clips: Iterable[StoredClip], shards: list[np.ndar
             or clip.frames < 1
             or clip.stop > starts[clip.shard + 1]
             or len(clip.timestamps_us) != clip.frames
+            or any(not 0 <= index < clip.frames for index in annotated)
         ):
             raise DataError(f"{folder / 'clips.json'}: clip {clip.clip_id} does not fit its shard: {_MEND}")
         row = clip.stop

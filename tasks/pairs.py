@@ -121,7 +121,9 @@ def _prepare(work: _Work) -> _Prepared:
         if info.clip_id != work.entry.clip_id:
             raise DataError(f"{work.entry.path}: is clip {info.clip_id} by its own account: ingest the source again")
         faults = tuple(_add_frames(reader, preparer, work))
-        clip = PreparedClip(work.folder, info.clip_id, info.source, info.timestamps_us, info.truth, preparer.has_flow)
+        clip = PreparedClip(
+            work.folder, info.clip_id, info.source, info.timestamps_us, info.truth, preparer.has_flow, info.annotated
+        )
         return _Prepared(clip, faults, info.source_sha256, info.split)
 
 

@@ -18,78 +18,35 @@ from models.mosis.config import MosisConfig
 from models.motion_labels.config import MotionLabelsConfig
 from models.yolo_supervised.config import YoloSupervisedConfig
 from tasks.errors import ParamsError
+from tasks.sources.params import (
+    FORBID,
+    DavisParams,
+    ImageSide,
+    NonNegativeFloat,
+    NonNegativeInt,
+    NuscenesParams,
+    PositiveFloat,
+    PositiveInt,
+    Seed,
+    Shape,
+    Share,
+    SyntheticParams,
+    YoutubeVisParams,
+)
 
 STAGES = ("ingest", "pairs", "train", "evaluate", "export")
 """Stage = file in tasks/ = stage in dvc.yaml = task in flows/pipeline.py = key in params.yaml."""
-
-PositiveInt = Annotated[int, Field(gt=0)]
-NonNegativeInt = Annotated[int, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1)]
-ImageSide = Annotated[int, Field(ge=64, le=4096, multiple_of=32)]
-Shape = Literal["circle", "square", "triangle", "pentagon", "hexagon", "star"]
-
-_FORBID: dict[str, Any] = {"extra": "forbid", "strict": False}
-
-
-@dataclass(frozen=True)
-class SyntheticParams:
-    """The generated video of thesis section 3.9. The last block goes beyond the thesis and is off by default."""
-
-    __pydantic_config__: ClassVar = _FORBID
-
-    videos: PositiveInt = 24
-    frames: Annotated[int, Field(ge=2)] = 120
-    """Frames per video."""
-    height: Annotated[int, Field(ge=32, le=4096)] = 128
-    width: Annotated[int, Field(ge=32, le=4096)] = 128
-    rate_hz: PositiveFloat = 24.0
-    seed: Seed = 0
-    shapes: tuple[Shape, ...] = ("circle", "square", "triangle", "pentagon", "hexagon", "star")
-    objects: tuple[NonNegativeInt, NonNegativeInt] = (1, 5)
-    """Fewest and most objects in a video."""
-    radius: tuple[PositiveFloat, PositiveFloat] = (9.0, 22.0)
-    """Smallest and largest object radius, pixels."""
-    speed: tuple[NonNegativeFloat, NonNegativeFloat] = (0.8, 3.5)
-    """Slowest and fastest object, pixels per frame."""
-    background_path: Literal["sine", "cosine", "constant", "mixed"] = "mixed"
-    """Motion of the background picture; mixed draws one per video."""
-    background_zoom: tuple[PositiveFloat, PositiveFloat] = (1.2, 2.0)
-    pictures: str | None = None
-    """Folder of pictures to use as backgrounds and textures; null generates them."""
-    dense_flow: bool = True
-    """Store the true optical flow of each frame to the next."""
-
-    rotation_deg: NonNegativeFloat = 0.0
-    """Fastest rotation, degrees per frame."""
-    scaling: Share = 0.0
-    """Amplitude of growing and shrinking, as a share of the size."""
-    deformation: Share = 0.0
-    """Amplitude of outline waves, as a share of the radius."""
-    occlusion_order: bool = False
-    """Let the depth order of objects change between videos' spells instead of staying fixed."""
-    standing_still: Share = 0.0
-    """Share of time that each object stands still, in spells."""
-    lighting: Share = 0.0
-    """Amplitude of a slow change of brightness."""
-    camera_shake: Annotated[float, Field(ge=0, le=64)] = 0.0
-    """How far the camera jumps at random from frame to frame, pixels to each side."""
-    camera_zoom: Annotated[float, Field(ge=0, le=0.5)] = 0.0
-    """Amplitude of the camera's slow zooming in and out, as a share of the size of all that is seen."""
-    texture_contrast: Share = 1.0
-    """Contrast within the background and within each object; their mean colours stay."""
 
 
 @dataclass(frozen=True)
 class IngestParams:
     """Sources -> clip archives in data/clips."""
 
-    __pydantic_config__: ClassVar = _FORBID
+    __pydantic_config__: ClassVar = FORBID
 
     sources: Annotated[tuple[str, ...], Field(min_length=1)] = ("synthetic",)
-    """`synthetic`, or paths and fsspec URLs of videos, folders of videos, folders of images."""
+    """`synthetic`; paths and fsspec URLs of videos, folders of videos, folders of images; or KIND:URL of a dataset,
+    KIND being davis, nuscenes or youtube_vis."""
     min_rate_hz: PositiveFloat = 12.0
     """Slower video is refused: the objective needs small motion between frames (thesis 3.2)."""
     rate_tolerance: Share = 0.1
@@ -110,13 +67,16 @@ class IngestParams:
     workers: NonNegativeInt = 0
     """Processes; 0 takes one per core."""
     synthetic: SyntheticParams = field(default_factory=SyntheticParams)
+    davis: DavisParams = field(default_factory=DavisParams)
+    nuscenes: NuscenesParams = field(default_factory=NuscenesParams)
+    youtube_vis: YoutubeVisParams = field(default_factory=YoutubeVisParams)
 
 
 @dataclass(frozen=True)
 class PairsParams:
     """Clip archives -> frames at training size and the pairs among them, in data/pairs."""
 
-    __pydantic_config__: ClassVar = _FORBID
+    __pydantic_config__: ClassVar = FORBID
 
     height: ImageSide = 128
     width: ImageSide = 128
@@ -141,7 +101,7 @@ class PairsParams:
 class TrainParams:
     """Pairs -> weights, one loop for every method."""
 
-    __pydantic_config__: ClassVar = _FORBID
+    __pydantic_config__: ClassVar = FORBID
 
     method: str = "mosis"
     """A key of models.METHODS; its settings stand under the same name below."""
@@ -184,7 +144,7 @@ class TrainParams:
 class EvaluateParams:
     """Weights + clips with truth -> COCO scores, curves and pictures."""
 
-    __pydantic_config__: ClassVar = _FORBID
+    __pydantic_config__: ClassVar = FORBID
 
     split: Literal["train", "val", "test", "all"] = "test"
     score_floor: Share = 0.02
@@ -200,7 +160,7 @@ class EvaluateParams:
 class ExportParams:
     """Weights + clips -> pseudo-labels as COCO and YouTube-VIS JSON, and the report."""
 
-    __pydantic_config__: ClassVar = _FORBID
+    __pydantic_config__: ClassVar = FORBID
 
     score_threshold: Share = 0.4
     link_iou: Share = 0.3
@@ -212,7 +172,7 @@ class ExportParams:
 
 @dataclass(frozen=True)
 class Params:
-    __pydantic_config__: ClassVar = _FORBID
+    __pydantic_config__: ClassVar = FORBID
 
     ingest: IngestParams = field(default_factory=IngestParams)
     pairs: PairsParams = field(default_factory=PairsParams)

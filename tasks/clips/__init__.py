@@ -1,6 +1,6 @@
 """The clip archive and the manifest of a folder of them: read and write. Layout in docs/architecture.md."""
 
-from tasks.clips.info import FORMAT, ClipEntry, ClipInfo, make_clip_id, median_rate_hz
+from tasks.clips.info import FORMAT, ClipEntry, ClipInfo, annotated_frames, make_clip_id, median_rate_hz
 from tasks.clips.manifest import MANIFEST, REJECTED, open_clips, write_manifest
 from tasks.clips.reader import ClipReader
 from tasks.clips.writer import ClipWriter
@@ -13,6 +13,7 @@ __all__ = [
     "ClipInfo",
     "ClipReader",
     "ClipWriter",
+    "annotated_frames",
     "make_clip_id",
     "median_rate_hz",
     "open_clips",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class ClipInfo:
     timestamps_us: strictly increasing, from the start of the source (not of the clip).
     start_us: what to add for absolute time since 1970, 0 where the source does not tell.
     ingest: the parameters that shaped the clip.
+    truth: whether there is ground truth; annotated: the frames that have it, ascending, None where all have.
+    exhaustive: whether the truth has every object, so that a detection of something else is wrong.
     """
 
     clip_id: str
@@ -42,6 +45,8 @@ class ClipInfo:
     split: str | None = None
     ingest: Mapping[str, Any] = field(default_factory=dict)
     truth: bool = False
+    annotated: tuple[int, ...] | None = None
+    exhaustive: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ class ClipEntry:
     """One row of the manifest: a clip without opening it.
 
     seconds: includes the last frame's own duration. note: what a person should know about its source, or None.
+    annotated_frames: how many have ground truth. exhaustive: as in ClipInfo.
     """
 
     clip_id: str
@@ -62,6 +68,8 @@ class ClipEntry:
     truth: bool
     seconds: float
     note: str | None = None
+    annotated_frames: int = 0
+    exhaustive: bool = True
 
 
 def make_clip_id(source_sha256: str, parameters: Mapping[str, Any], segment: int) -> str:
@@ -80,6 +88,13 @@ def is_clip_id(text: Any) -> bool:
     return isinstance(text, str) and _CLIP_ID.fullmatch(text) is not None
 
 
+def _are_frames(indices: Sequence[Any], frames: int) -> bool:
+    """Whether these are indices of some of so many frames, ascending."""
+    if not all(type(index) is int and 0 <= index < frames for index in indices):
+        return False
+    return all(low < high for low, high in itertools.pairwise(indices))
+
+
 def to_entry(info: ClipInfo, path: Path) -> ClipEntry:
     span_us = info.timestamps_us[-1] - info.timestamps_us[0]
     return ClipEntry(
@@ -93,7 +108,16 @@ def to_entry(info: ClipInfo, path: Path) -> ClipEntry:
         split=info.split,
         truth=info.truth,
         seconds=span_us / 1e6 + (1 / info.rate_hz if info.rate_hz else 0.0),
+        annotated_frames=len(annotated_frames(info)),
+        exhaustive=info.exhaustive,
     )
+
+
+def annotated_frames(info: ClipInfo) -> Sequence[int]:
+    """Indices of the frames that have ground truth, ascending."""
+    if info.annotated is not None:
+        return info.annotated
+    return range(len(info.timestamps_us) if info.truth else 0)
 
 
 def dump_json(value: Any) -> bytes:
@@ -108,11 +132,18 @@ def parse_info(document: Any, where: str) -> ClipInfo:
     try:
         info = ClipInfo(**{key: value for key, value in document.items() if key != "format"})
         times = np.array(info.timestamps_us, dtype=np.int64)
-        info = dataclasses.replace(info, timestamps_us=tuple(times.tolist()), rate_hz=float(info.rate_hz))
+        info = dataclasses.replace(
+            info,
+            timestamps_us=tuple(times.tolist()),
+            rate_hz=float(info.rate_hz),
+            annotated=None if info.annotated is None else tuple(info.annotated),
+        )
         fits = (
             is_clip_id(info.clip_id)
             and isinstance(info.source, str)
             and isinstance(info.truth, bool)
+            and isinstance(info.exhaustive, bool)
+            and _are_frames(info.annotated or (), len(times))
             and info.split in (None, "train", "val", "test")
             and type(info.width) is int
             and type(info.height) is int

@@ -23,9 +23,9 @@ def write_manifest(folder: Path, entries: Iterable[ClipEntry]) -> None:
     rows = [dataclasses.asdict(kept[clip_id]) | {"path": kept[clip_id].path.name} for clip_id in sorted(kept)]
     kinds = {
         **dict.fromkeys(("clip_id", "path", "source", "split", "note"), pa.string()),
-        **dict.fromkeys(("frames", "width", "height"), pa.int64()),
+        **dict.fromkeys(("frames", "width", "height", "annotated_frames"), pa.int64()),
         **dict.fromkeys(("rate_hz", "seconds"), pa.float64()),
-        "truth": pa.bool_(),
+        **dict.fromkeys(("truth", "exhaustive"), pa.bool_()),
     }
     schema = pa.schema([(f.name, kinds[f.name]) for f in dataclasses.fields(ClipEntry)])
     with atomic_path(folder / MANIFEST) as temporary:

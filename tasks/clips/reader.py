@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tasks import picture_codec
-from tasks.clips.info import parse_info
+from tasks.clips.info import annotated_frames, parse_info
 from tasks.errors import DataError
 from tasks.files import parse_json
 
@@ -37,6 +37,7 @@ class ClipReader:
         try:
             self.info = parse_info(self._json("clip.json"), str(self.path))
             self._suffixes = self._find_frames()
+            self._annotated = frozenset(annotated_frames(self.info))
             self._tracks = self._read_tracks() if self.info.truth else None
         except BaseException:
             self._zip.close()
@@ -67,9 +68,9 @@ class ClipReader:
         return (self.frame(index) for index in range(len(self)))
 
     def truth(self, index: int) -> Instances | None:
-        """Ground truth of one frame with track ids: None where the clip has none at all, empty where the frame has."""
+        """Ground truth of one frame with track ids: None where it is not known, empty where there is no object."""
         index = self._check_index(index)
-        if self._tracks is None:
+        if self._tracks is None or index not in self._annotated:
             return None
         import torch
 

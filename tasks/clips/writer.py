@@ -36,6 +36,7 @@ class ClipWriter:
         camera: str | None = None,
         start_us: int = 0,
         split: str | None = None,
+        exhaustive: bool = True,
         ingest: Mapping[str, Any] | None = None,
         jpeg_quality: int = 95,
         lossless: bool = False,
@@ -51,13 +52,14 @@ class ClipWriter:
             "camera": camera,
             "start_us": start_us,
             "split": split,
+            "exhaustive": exhaustive,
             "ingest": dict(ingest or {}),
         }
         self._jpeg_quality = None if lossless else jpeg_quality
         self._size: tuple[int, int] | None = None
         self._timestamps_us: list[int] = []
         self._tracks: dict[int, dict[int, dict[str, Any]]] = {}
-        self._truth = False
+        self._annotated: list[int] = []
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> ClipWriter:
@@ -89,7 +91,7 @@ class ClipWriter:
         """Append one frame.
 
         frame: (H, W, 3) uint8 RGB, or the bytes of an 8-bit JPEG or PNG, kept as they are.
-        masks: track id -> (H, W) bool. None in every frame: the clip has no ground truth; {}: nothing in this frame.
+        masks: track id -> (H, W) bool; {}: nothing in this frame; None: this frame has no ground truth.
         flow: (H, W, 2) float32 pixels of this frame to the next, NaN where unknown.
         """
         index = len(self._timestamps_us)
@@ -103,7 +105,7 @@ class ClipWriter:
         data, suffix = picture_codec.encode_rgb(frame, jpeg_quality=self._jpeg_quality, where=where)
         self._write(f"frames/{index:06d}{suffix}", data)
         if masks is not None:
-            self._truth = True
+            self._annotated.append(index)
             for track_id, mask in sorted(masks.items()):
                 self._check_size(mask.shape, index)
                 if mask.any():
@@ -132,7 +134,7 @@ class ClipWriter:
         if self._size is None:
             raise DataError(f"{self._known['source']}: no frames")
         count = len(self._timestamps_us)
-        if self._truth:
+        if self._annotated:
             tracks = [
                 {"track_id": track_id, "rles": [rles.get(index) for index in range(count)]}
                 for track_id, rles in sorted(self._tracks.items())
@@ -144,7 +146,8 @@ class ClipWriter:
             width=self._size[1],
             timestamps_us=tuple(self._timestamps_us),
             rate_hz=median_rate_hz(self._timestamps_us),
-            truth=self._truth,
+            truth=bool(self._annotated),
+            annotated=tuple(self._annotated) if 0 < len(self._annotated) < count else None,
         )
         self._write("clip.json", dump_json({"format": FORMAT, **dataclasses.asdict(info)}))
         return info

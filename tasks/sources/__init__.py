@@ -1,14 +1,22 @@
-"""Sources: a URL -> jobs -> clip archives. A new source is one module here and one line in `open_source`."""
+"""Sources: a URL -> jobs -> clip archives. A new source is one module here and one line in `DATASETS`."""
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from tasks.errors import SourceError
+
 # For types alone: the synthetic source generates video where only numpy and cv2 exist.
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
     from tasks.clips import ClipEntry
     from tasks.params import IngestParams
+
+DATASETS: dict[str, str] = {}
+"""KIND of `KIND:URL` -> the module here whose `open_KIND(url, params)` lists its jobs."""
 
 
 class Job(Protocol):
@@ -28,6 +36,13 @@ def open_source(url: str, params: IngestParams) -> list[Job]:
         from tasks.sources.synthetic import open_synthetic
 
         return list(open_synthetic(params))
+    kind, _, place = url.partition(":")
+    if kind in DATASETS:
+        if not place:
+            raise SourceError(f"{url}: say where it lies: {kind}:PATH or {kind}:URL (ingest.sources)")
+        opener: Callable[[str, IngestParams], Sequence[Job]]
+        opener = getattr(import_module(f"tasks.sources.{DATASETS[kind]}"), f"open_{kind}")
+        return list(opener(place, params))
     from tasks.sources.video import open_video
 
     return list(open_video(url, params))

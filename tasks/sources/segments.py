@@ -27,13 +27,22 @@ F = TypeVar("F", bound=Timed)
 
 @dataclass(frozen=True)
 class ClipKind:
-    """What all clips of one source share. `shape`: the parameters that shape them, part of their clip_id."""
+    """What all clips of one source share; fields as in ClipInfo.
+
+    shape: the parameters that shape them, part of their clip_id. max_gap_us: a longer interval between two frames ends
+    a clip, too; None: no interval does.
+    """
 
     source: str
     source_sha256: str
     shape: Mapping[str, Any]
     clip_seconds: float
     jpeg_quality: int
+    camera: str | None = None
+    start_us: int = 0
+    split: str | None = None
+    exhaustive: bool = True
+    max_gap_us: int | None = None
 
 
 def check_rate(rate_hz: float, *, min_rate_hz: float, tolerance: float) -> None:
@@ -58,31 +67,42 @@ def resample(frames: Iterable[F], *, from_hz: float, to_hz: float | None) -> Ite
         yield min(group, key=lambda frame: abs(frame.time_us - slot * interval_us))
 
 
-def number_segments(frames: Iterable[F], clip_us: int) -> Iterator[tuple[int, F]]:
-    """(segment, frame): a new segment once one spans `clip_us`, and never one of a single frame.
+def number_segments(frames: Iterable[F], clip_us: int, max_gap_us: int | None = None) -> Iterator[tuple[int, F]]:
+    """(segment, frame): a new segment once one spans `clip_us`, and after a gap; never one of a single frame.
 
-    One frame is held back: the very last joins the segment before it.
+    One frame is held back: the very last joins the segment before it. A frame with a gap on both sides is left out.
     """
     segment, length, start_us = 0, 0, 0
     held: F | None = None
     for frame in frames:
         if held is None:
             start_us = frame.time_us
+        elif max_gap_us is not None and frame.time_us - held.time_us > max_gap_us:
+            if length:
+                yield segment, held
+                segment += 1
+            length, start_us = 0, frame.time_us
         else:
             if held.time_us - start_us >= clip_us and length >= 2:
                 segment, length, start_us = segment + 1, 0, held.time_us
             yield segment, held
             length += 1
         held = frame
-    if held is not None:
+    if held is not None and (length or max_gap_us is None):
         yield segment, held
 
 
 def write_clips(
-    folder: Path, frames: Iterable[F], to_picture: Callable[[F], np.ndarray | bytes], kind: ClipKind
+    folder: Path,
+    frames: Iterable[F],
+    to_picture: Callable[[F], np.ndarray | bytes],
+    kind: ClipKind,
+    *,
+    to_masks: Callable[[F], Mapping[int, np.ndarray] | None] | None = None,
 ) -> list[ClipEntry]:
     """Write the stream as clips of `clip_seconds` each. Memory holds a few frames, whatever the length.
 
+    to_masks: the ground truth of a frame, as ClipWriter.add takes it; asked after to_picture.
     Raises SourceError where there are fewer than two frames.
     """
     stream = iter(frames)
@@ -90,7 +110,7 @@ def write_clips(
     if len(first) < 2:
         raise SourceError("has one frame: motion needs at least two" if first else "has no frame that can be decoded")
     entries = []
-    numbered = number_segments(itertools.chain(first, stream), round(kind.clip_seconds * 1e6))
+    numbered = number_segments(itertools.chain(first, stream), round(kind.clip_seconds * 1e6), kind.max_gap_us)
     del first
     for segment, group in itertools.groupby(numbered, key=lambda pair: pair[0]):
         with ClipWriter(
@@ -98,10 +118,17 @@ def write_clips(
             clip_id=make_clip_id(kind.source_sha256, kind.shape, segment),
             source=kind.source,
             source_sha256=kind.source_sha256,
+            camera=kind.camera,
+            start_us=kind.start_us,
+            split=kind.split,
+            exhaustive=kind.exhaustive,
             ingest=kind.shape,
             jpeg_quality=kind.jpeg_quality,
         ) as writer:
             for _, frame in group:
-                writer.add(to_picture(frame), frame.time_us)
+                picture = to_picture(frame)
+                writer.add(picture, frame.time_us, masks=None if to_masks is None else to_masks(frame))
         entries.append(writer.entry)
+    if not entries:
+        raise SourceError("no two frames follow one another without a gap")
     return entries

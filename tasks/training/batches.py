@@ -172,7 +172,7 @@ def labelled_samples(store: FrameStore, labels: LabelStore) -> Samples:
 
 
 def truth_samples(store: FrameStore) -> Samples:
-    """Every row of the train clips that have ground truth, also those that are known to hold nothing.
+    """Every row of the train clips that has ground truth, also those that are known to hold nothing.
 
     Raises NothingLeftError if there is none.
     """
@@ -182,7 +182,7 @@ def truth_samples(store: FrameStore) -> Samples:
             "no clip of the train split has ground truth to learn from: choose a train.method that needs none, "
             "or add annotated or synthetic clips"
         )
-    rows = np.concatenate([np.arange(clip.first_row, clip.stop, dtype=np.int64) for clip in clips])
+    rows = np.concatenate([clip.truth_rows() for clip in clips])
     return Samples(rows, rows, np.zeros(len(rows), np.float32))
 
 

@@ -44,7 +44,8 @@ def choose_frames(store: FrameStore, labels: LabelStore | None, *, most: int) ->
     split = "val" if any(clip.split == "val" for clip in store.clips) else "train"
     clips = [clip for clip in store.clips if clip.split == split]
     true_clips = [clip for clip in clips if clip.truth] if store.truth is not None else []
-    rows = _spread(np.concatenate([np.arange(c.first_row, c.stop) for c in true_clips or clips]), most)
+    true_rows = [clip.truth_rows() for clip in true_clips]
+    rows = _spread(np.concatenate(true_rows or [np.arange(clip.first_row, clip.stop) for clip in clips]), most)
     source = store.truth if true_clips else labels if split == "train" else None
     known = None if source is None else [source[int(row)] for row in rows]
     return Validation(rows, known, split, bool(true_clips))

@@ -1,31 +1,53 @@
-"""Class-agnostic COCO AP and AR of masks and boxes, by pycocotools, from memory and at the truth's own resolution.
+"""Class-agnostic COCO AP and AR of masks and boxes, equal to pycocotools', at the truth's own resolution.
 
-Needs torch, numpy and pycocotools alone, so that the training loop can use it on a bare machine.
+Images are compared as they come; what is kept of each is its tables of IoU, no mask. Needs torch, numpy and pycocotools
+alone, so that the training loop can use it on a bare machine; faster-coco-eval makes it faster.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-from dataclasses import dataclass
-from typing import Any, Literal
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
-from pycocotools.coco import COCO
-from pycocotools.cocoeval import COCOeval
+from pycocotools import mask as coco_mask
 
 from models.common.instances import Instances
+from tasks.errors import DataError
 from tasks.formats.rle import RLE, encode_masks, mask_areas
+from tasks.metrics.coco_engine import (
+    IOU_THRESHOLDS,
+    MAX_DETECTIONS,
+    RECALLS,
+    Engine,
+    Ranges,
+    Result,
+    Scores,
+    Table,
+    match,
+    summarise,
+)
 
 Kind = Literal["mask", "box"]
-Scores = dict[str, float | None]
-"""AP, AP50, ... AR100 of one kind, each in [0, 1], or None where there is nothing to score."""
+KINDS: tuple[Kind, ...] = ("mask", "box")
 
-_IOU_TYPES: dict[Kind, str] = {"mask": "segm", "box": "bbox"}
-_CATEGORY = 1
-_MAX_DETECTIONS = (1, 10, 100)
-_AREAS = ("all", "small", "medium", "large")
-"""In the order of pycocotools: small below 32^2 pixels of the truth, large above 96^2."""
+
+@dataclass(frozen=True)
+class Encoded:
+    """Instances of one image whose masks are run lengths of the image's size.
+
+    boxes: (N, 4) x1 y1 x2 y2 in pixels. scores: (N,). crowd: (N,) bool, for truth that stands for many objects: what
+    lies in it is neither right nor wrong; None where there is none.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    rles: list[RLE]
+    crowd: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.rles)
 
 
 @dataclass(frozen=True)
@@ -38,28 +60,37 @@ class Curve:
     precision: np.ndarray
 
 
-class CocoEvaluator:
-    """Collects images one by one (masks are kept as run lengths) and scores them together.
+@dataclass(frozen=True)
+class _Image:
+    """digest: of all numbers, by which images are put in an order that is not the one they came in."""
 
-    `evaluate` and `curves` may be called at any time and as often as wanted.
+    tables: dict[Kind, Table]
+    digest: bytes
+
+
+class CocoEvaluator:
+    """Collects images one by one and scores them together.
+
+    `evaluate` and `curves` may be called at any time and as often as wanted. The order of images and of the instances
+    in them changes nothing: where scores are equal, content decides.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, engine: Engine | None = None) -> None:
+        self._engine = engine
         self.reset()
 
     def reset(self) -> None:
-        self._sizes: dict[int, tuple[int, int]] = {}
-        self._truth: list[dict[str, Any]] = []
-        self._detections: list[dict[str, Any]] = []
+        self._images: dict[int, _Image] = {}
+        self._results: dict[tuple[Kind, float | None], Result] = {}
 
     @property
     def images(self) -> int:
-        return len(self._sizes)
+        return len(self._images)
 
     @property
     def instances(self) -> int:
         """Of the truth, over all images."""
-        return len(self._truth)
+        return sum(len(image.tables["mask"].true_areas) for image in self._images.values())
 
     def process(
         self,
@@ -72,61 +103,48 @@ class CocoEvaluator:
     ) -> None:
         """Add one image; both must be in the same pixels. Masks that the caller has encoded already are taken so.
 
-        Raises ValueError where the sizes differ or the image was given before.
+        Raises ValueError where the sizes differ or the image was given before, DataError for a box or score that is
+        no number.
         """
         if predictions.size != truth.size:
             raise ValueError(f"predictions of size {predictions.size} cannot be scored on truth of size {truth.size}")
-        if image_id in self._sizes:
+        self.process_encoded(
+            image_id,
+            _encode(predictions, prediction_rles),
+            _encode(truth, truth_rles),
+        )
+
+    def process_encoded(self, image_id: int, predictions: Encoded, truth: Encoded) -> None:
+        """`process` of masks that are run lengths from the start."""
+        if image_id in self._images:
             raise ValueError(f"image {image_id} was given twice")
-        self._sizes[image_id] = truth.size
-        truth_rles = encode_masks(truth.masks) if truth_rles is None else truth_rles
-        self._truth += _to_annotations(image_id, truth, truth_rles)
-        rles = encode_masks(predictions.masks) if prediction_rles is None else prediction_rles
-        self._detections += _to_annotations(image_id, predictions, rles)
+        for what, instances in (("detections", predictions), ("truth", truth)):
+            if not (np.isfinite(instances.boxes).all() and np.isfinite(instances.scores).all()):
+                raise DataError(f"image {image_id}: a box or score of the {what} is not a finite number: drop it")
+        self._images[image_id] = _compare(_sort(predictions)[: MAX_DETECTIONS[-1]], predictions, _sort(truth), truth)
+        self._results.clear()
 
     def evaluate(self, *, score_cut: float | None = None) -> dict[Kind, Scores]:
         """{"mask": {...}, "box": {...}}; with a cut, of the detections that score at least so much."""
-        return {kind: _summarise(self._run(kind, score_cut)) for kind in _IOU_TYPES}
+        return {kind: summarise(self._match(kind, score_cut)) for kind in KINDS}
 
     def curves(self, ious: tuple[float, ...] = (0.5, 0.75)) -> list[Curve]:
         """Precision over recall, masks first; empty where there is no truth."""
         found: list[Curve] = []
-        for kind in _IOU_TYPES:
-            run = self._run(kind, None)
+        for kind in KINDS:
             for iou in ious:
-                row = int(np.argmin(np.abs(run.params.iouThrs - iou)))
-                precision = run.eval["precision"][row, :, 0, 0, -1]
+                row = int(np.argmin(np.abs(IOU_THRESHOLDS - iou)))
+                precision = self._match(kind, None).precision[row, :, 0, -1]
                 if (precision >= 0).all():
-                    found.append(Curve(kind, iou, np.array(run.params.recThrs), precision))
+                    found.append(Curve(kind, iou, RECALLS, precision))
         return found
 
-    def _run(self, kind: Kind, score_cut: float | None) -> COCOeval:
-        detections = [d for d in self._detections if score_cut is None or d["score"] >= score_cut]
-        with contextlib.redirect_stdout(io.StringIO()):
-            run = COCOeval(
-                # COCO's size bins go by the mask of the truth, but by what is scored, mask or box, of a detection.
-                self._to_coco(self._truth, area="mask_area"),
-                self._to_coco(detections, area=f"{kind}_area"),
-                _IOU_TYPES[kind],
-            )
-            run.params.maxDets = list(_MAX_DETECTIONS)
-            run.evaluate()
-            run.accumulate()
-        return run
-
-    def _to_coco(self, annotations: list[dict[str, Any]], *, area: str) -> COCO:
-        coco = COCO()
-        coco.dataset = {
-            "images": [{"id": i, "height": h, "width": w} for i, (h, w) in self._sizes.items()],
-            "categories": [{"id": _CATEGORY, "name": "object"}],
-            # Numbered from 1: COCOeval takes a match with annotation 0 for no match. Copies, because it writes in them.
-            "annotations": [
-                {**annotation, "id": number, "area": annotation[area]}
-                for number, annotation in enumerate(annotations, start=1)
-            ],
-        }
-        coco.createIndex()
-        return coco
+    def _match(self, kind: Kind, score_cut: float | None) -> Result:
+        if (kind, score_cut) not in self._results:
+            images = sorted(self._images.values(), key=lambda image: image.digest)
+            tables = [_cut(image.tables[kind], score_cut) for image in images]
+            self._results[kind, score_cut] = match(tables, Ranges(), engine=self._engine)
+        return self._results[kind, score_cut]
 
 
 def evaluate_coco(predictions: list[Instances], truth: list[Instances]) -> dict[Kind, Scores]:
@@ -137,42 +155,53 @@ def evaluate_coco(predictions: list[Instances], truth: list[Instances]) -> dict[
     return evaluator.evaluate()
 
 
-def _to_annotations(image_id: int, instances: Instances, rles: list[RLE]) -> list[dict[str, Any]]:
-    boxes = instances.boxes.double().cpu().numpy()
-    sides = boxes[:, 2:] - boxes[:, :2]
-    return [
-        {
-            "image_id": image_id,
-            "category_id": _CATEGORY,
-            "segmentation": rle,
-            "bbox": [*corner.tolist(), *side.tolist()],
-            "score": float(score),
-            "iscrowd": 0,
-            "mask_area": float(area),
-            "box_area": float(side.prod()),
-        }
-        for rle, corner, side, score, area in zip(
-            rles, boxes[:, :2], sides, instances.scores.tolist(), mask_areas(rles), strict=True
-        )
+def _encode(instances: Instances, rles: list[RLE] | None) -> Encoded:
+    rles = encode_masks(instances.masks) if rles is None else rles
+    if len(rles) != len(instances):
+        raise ValueError(f"{len(rles)} encoded masks for {len(instances)} instances")
+    return Encoded(instances.boxes.double().cpu().numpy(), instances.scores.double().cpu().numpy(), rles)
+
+
+def _sort(instances: Encoded) -> list[int]:
+    """Indices by falling score; equal ones by their masks and boxes, so that it is the same whatever order they had."""
+    scores, boxes = instances.scores.tolist(), instances.boxes.tolist()
+    crowd = [False] * len(instances) if instances.crowd is None else instances.crowd.tolist()
+    keys = [
+        (-score, rle["counts"], box, c) for score, rle, box, c in zip(scores, instances.rles, boxes, crowd, strict=True)
     ]
+    return sorted(range(len(keys)), key=keys.__getitem__)
 
 
-def _summarise(run: COCOeval) -> Scores:
-    precision, recall = run.eval["precision"], run.eval["recall"]  # (T, R, 1, A, M), (T, 1, A, M)
-    at_50, at_75 = (int(np.argmin(np.abs(run.params.iouThrs - iou))) for iou in (0.5, 0.75))
-    small, medium, large = (_AREAS.index(name) for name in ("small", "medium", "large"))
-    return {
-        "AP": _mean(precision[..., 0, -1]),
-        "AP50": _mean(precision[at_50, ..., 0, -1]),
-        "AP75": _mean(precision[at_75, ..., 0, -1]),
-        "APs": _mean(precision[..., small, -1]),
-        "APm": _mean(precision[..., medium, -1]),
-        "APl": _mean(precision[..., large, -1]),
-        **{f"AR{most}": _mean(recall[..., 0, column]) for column, most in enumerate(_MAX_DETECTIONS)},
-    }
+def _compare(order: list[int], found: Encoded, true_order: list[int], truth: Encoded) -> _Image:
+    masks, true_masks = ([one.rles[i] for i in chosen] for one, chosen in ((found, order), (truth, true_order)))
+    boxes, true_boxes = (_to_xywh(one.boxes[chosen]) for one, chosen in ((found, order), (truth, true_order)))
+    crowd = np.zeros(len(truth), bool) if truth.crowd is None else truth.crowd[true_order]
+    shape, flags = (len(masks), len(true_masks)), crowd.tolist()
+    # COCO's size bins go by the mask of the truth, but by what is scored, mask or box, of a detection.
+    by_mask = Table(
+        scores=found.scores[order],
+        ious=np.asarray(coco_mask.iou(masks, true_masks, flags), dtype=np.float64).reshape(shape),
+        areas=mask_areas(masks),
+        true_areas=mask_areas(true_masks),
+        crowd=crowd,
+    )
+    ious = np.asarray(coco_mask.iou(boxes, true_boxes, flags), dtype=np.float64).reshape(shape)
+    by_box = replace(by_mask, ious=ious, areas=boxes[:, 2] * boxes[:, 3])
+    digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
+    for numbers in (by_mask.scores, by_mask.ious, by_mask.areas, by_mask.true_areas, crowd, ious, by_box.areas):
+        digest.update(np.ascontiguousarray(numbers).tobytes())
+    return _Image({"mask": by_mask, "box": by_box}, digest.digest())
 
 
-def _mean(values: np.ndarray) -> float | None:
-    """pycocotools marks what it could not score with -1."""
-    scored = values[values > -1]
-    return float(scored.mean()) if scored.size else None
+def _to_xywh(boxes: np.ndarray) -> np.ndarray:
+    """(N, 4) corners -> (N, 4) float64 corner and sides."""
+    boxes = boxes.astype(np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
+
+
+def _cut(table: Table, score_cut: float | None) -> Table:
+    """Without the detections below the cut. Matching goes by falling score: what is left is matched as before."""
+    if score_cut is None:
+        return table
+    kept = int((table.scores >= score_cut).sum())
+    return replace(table, scores=table.scores[:kept], ious=table.ious[:kept], areas=table.areas[:kept])

@@ -319,6 +319,14 @@ def test_a_square_that_turns_as_it_goes_is_one_instance() -> None:
     assert overlaps(found, truth)[0] > 0.85
 
 
+def test_a_square_that_only_translates_needs_no_more_than_that() -> None:
+    one = (12, 30, 4, -2)
+    found = find_instances(*triplet(one), motion_model="translation")[0]
+    assert len(found) == 1
+    assert overlaps(found, squares(one))[0] > 0.85
+    assert find_instances(*(view[:0] for view in triplet(one)), motion_model="translation") == []
+
+
 def test_a_mirrored_scene_has_mirrored_instances() -> None:
     one = (12, 30, 4, -2)
     views = triplet(one)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Any, get_args
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from models.interface import Batch
+from models.mosis.config import MosisConfig, MotionModel
 from models.mosis.em.background import background_places, fit_background
 from models.mosis.em.grid import biggest, blur, box_sums, dilate, halve, mean3
 from models.mosis.em.motion import (
@@ -24,7 +27,11 @@ from models.mosis.em.motion import (
     sample,
     within,
 )
+from models.mosis.em.scene import CELL, look, observe
+from models.mosis.em.segments import Segments, refit
+from models.mosis.em.step import find_instances
 from models.mosis.em.volume import CAP, argmin_motion, cost_volume, vertex
+from models.mosis.model import Mosis
 
 
 def waves(points: Tensor) -> Tensor:
@@ -227,3 +234,47 @@ def test_the_biggest_part_is_kept() -> None:
     assert kept.sum() == 36
     assert biggest(mask[:0]).shape == (0, 16, 16)
     assert math.prod(biggest(mask).shape) == 512
+
+
+def growing(t: int, *, growth: float = 0.1, shift: float = 0.0) -> Tensor:
+    """(1, 3, 64, 64): a square of 28 px about the middle grows and goes right as it says over what stands still."""
+    points = every(1, (64, 64))
+    local = (points - 31.5 - torch.tensor([shift * t, 0.0])[:, None, None]) / (1 + growth * t)
+    frame = torch.where(local.abs().amax(0) < 14, waves(2 * local), waves(1.5 * points + 40))
+    return frame.expand(1, 3, -1, -1)
+
+
+def refitted(growth: float, shift: float, **settings: Any) -> Tensor:
+    """theta (2, 2, 3) of the square, refitted from 1 px to the right and back."""
+    views = [growing(t, growth=growth, shift=shift) for t in (0, 1, -1)]
+    scene = observe(views[0], views[1], views[2])
+    masks = torch.zeros(1, 32, 32, dtype=torch.bool)
+    masks[:, 9:23, 9:23] = True
+    theta = torch.zeros(2, 2, 3)
+    theta[:, 0, 0] = torch.tensor([1.0, -1.0])
+    origin = Origin(torch.full((1, 2), 31.5), torch.full((1,), 28.0))
+    segments = Segments(torch.zeros(1, dtype=torch.int64), masks, theta, origin)
+    return refit(scene, look(scene, CELL), segments, **settings).theta
+
+
+@pytest.mark.parametrize("translate", [False, True])
+def test_a_translation_neither_turns_nor_grows(translate: bool) -> None:  # noqa: FBT001
+    affine = refitted(0.1, 0.0, translate=translate)
+    assert 0.5 < affine[0, 0, 1] < 3.5  # on the way to u = 2.8 x, a tenth of 28 px
+    assert 0.5 < affine[0, 1, 2] < 3.5
+    assert refitted(0.1, 0.0, translate=translate, motion_model="translation")[:, :, 1:].abs().max() == 0
+    moved = refitted(0.0, 1.6, translate=translate, motion_model="translation")
+    assert moved[:, 0, 0].tolist() == pytest.approx([1.6, -1.6], abs=0.15)
+    assert moved[:, 1, 0].abs().max() < 0.15
+
+
+def test_the_motion_model_reaches_the_e_step() -> None:
+    views = [growing(t) for t in (0, 1, -1)]
+    batch = Batch(views[0], views[1], torch.ones(1), frame_before=views[2])
+    scores = {}
+    for name in get_args(MotionModel):
+        model = Mosis(MosisConfig(objective="em", motion_model=name), (64, 64)).eval()
+        found = model.infer(batch, with_network=False)[0]
+        assert torch.equal(found.scores, find_instances(*views, motion_model=name)[0].scores)
+        scores[name] = float(found.scores.sum())
+    assert scores["translation"] < scores["affine"]

@@ -43,6 +43,14 @@ def test_pooling_averages_within_each_block() -> None:
     torch.testing.assert_close(pooled, torch.stack((means, -means), dim=1)[None], atol=1e-4, rtol=0)
 
 
+def test_features_of_cells_are_pooled_as_if_every_pixel_had_its_cells() -> None:
+    generator = torch.Generator().manual_seed(0)
+    segments = partition(torch.rand(2, 3, 4, 6, generator=generator))
+    cells = torch.rand(2, 5, 2, 3, generator=generator)
+    pixels = cells.repeat_interleave(2, 2).repeat_interleave(2, 3)
+    torch.testing.assert_close(pool_motion(segments, cells), pool_motion(segments, pixels), atol=1e-5, rtol=0)
+
+
 def test_an_empty_mask_pools_to_zero() -> None:
     pooled = pool_motion(partition(torch.zeros(1, 1, 4, 4)), torch.ones(1, 3, 4, 4))
     torch.testing.assert_close(pooled[0, 1], torch.zeros(3))

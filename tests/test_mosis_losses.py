@@ -14,8 +14,16 @@ import torch
 from torch import Tensor, nn
 
 import models.mosis
-from models.mosis.config import MosisConfig, ObjectnessTarget, Preset, TargetNormalisation, WarpDirection
-from models.mosis.fusion import partition
+from models.interface import Batch
+from models.mosis.config import (
+    MosisConfig,
+    ObjectnessTarget,
+    Photometric,
+    Preset,
+    TargetNormalisation,
+    WarpDirection,
+)
+from models.mosis.fusion import partition, pool_motion, segment_flow
 from models.mosis.losses import (
     Reading,
     SegmentMotions,
@@ -32,7 +40,7 @@ from models.mosis.losses import (
     reconstruct,
 )
 from models.mosis.model import Mosis
-from models.mosis.motion import MotionNetwork, SegmentMotion
+from models.mosis.motion import ArgminMotion, CostFeatures, MotionNetwork, SegmentMotion
 
 GAIN = Reading("gain", "consistent", "minmax", "half")
 
@@ -181,6 +189,83 @@ def test_error_scale_halves_targets() -> None:
     torch.testing.assert_close(literal, (2 * half).clamp(max=1))
 
 
+def test_error_with_l1_by_hand() -> None:
+    # Flat images: SSIM is (2 ab + C1) / (a a + b b + C1), their variances being 0.
+    a, b = torch.full((1, 3, 4, 4), 0.2), torch.full((1, 3, 4, 4), 0.6)
+    ssim = (2 * 0.2 * 0.6 + 1e-4) / (0.2**2 + 0.6**2 + 1e-4)
+    godard = 0.85 * (1 - ssim) / 2 + 0.15 * 0.4
+    error = error_map(a, b, photometric="ssim_l1")
+    assert error.shape == (1, 4, 4)
+    torch.testing.assert_close(error, torch.full((1, 4, 4), 2 * godard))
+    assert photometric_loss(error).item() == pytest.approx(godard, abs=1e-6)
+    assert error_map(a, b).mean().item() == pytest.approx(1 - ssim, abs=1e-5)
+    assert error_map(a, a, photometric="ssim_l1").abs().max() < 1e-6
+
+
+def test_targets_are_of_the_error_that_is_trained() -> None:
+    frame_a, frame_b, mask = moving_square()
+    frame_b = frame_b * 0.8  # L1 sees what SSIM does not
+    there = SegmentMotions(partition(mask[None, None]), torch.tensor([[[0.0, 0.0], [3.0, 2.0]]]))
+    rebuilt, goal = reconstruct(frame_a, frame_b, there.flow_uv, direction="consistent")
+    still, _ = reconstruct(frame_a, frame_b, torch.zeros(1, 2, 32, 32), direction="consistent")
+    error, alone = (error_map(image, goal, photometric="ssim_l1") for image in (rebuilt, still))
+    own, background = mean_error(there.segments, error, alone)
+    targets = explain_segments(error, frame_a, frame_b, there, GAIN._replace(photometric="ssim_l1"))
+    torch.testing.assert_close(targets, gain_targets(own / 2, background / 2))
+
+
+@pytest.mark.parametrize("photometric", get_args(Photometric))
+def test_the_photometric_error_reaches_the_loss(photometric: Photometric) -> None:
+    torch.manual_seed(0)
+    model = Mosis(MosisConfig(objective="literal", photometric=photometric, segment_motion="closed_form"), (32, 32))
+    monochrome = torch.full((1, 3, 32, 32), 0.5)
+    terms = model.loss(Batch(monochrome, 0.5 * monochrome, torch.ones(1)))
+    expected = photometric_loss(error_map(monochrome, 0.5 * monochrome, photometric=photometric))
+    torch.testing.assert_close(terms["photo_forward"], expected, atol=1e-5, rtol=0)
+
+
+def closed_form(frame_a: Tensor, frame_b: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """(motions there, motions back) of `masks` (B, K, H, W) and the background, in closed form."""
+    there, back = CostFeatures().both_ways(frame_a, frame_b)
+    segments = partition(masks)
+    return ArgminMotion()(pool_motion(segments, there)), ArgminMotion()(pool_motion(segments, back))
+
+
+def test_closed_form_motion_of_a_square_and_of_what_stands_still() -> None:
+    coarse = nn.functional.interpolate(noise(2, 3, 16, 16), size=64, mode="bilinear")
+    frame_a, frame_b = coarse[:1].clone(), coarse[:1].clone()
+    frame_a[..., 16:32, 24:40], frame_b[..., 22:38, 12:28] = coarse[1:, :, :16, :16], coarse[1:, :, :16, :16]
+    masks = torch.zeros(1, 3, 64, 64)
+    masks[0, 0, 16:32, 24:40] = masks[0, 1, 48:, :16] = 1  # the third is empty
+    there, _ = closed_form(frame_a, frame_b, masks)
+    torch.testing.assert_close(there[0, 1], torch.tensor([-12.0, 6.0]), atol=0.5, rtol=0)
+    assert there[0, [0, 2]].abs().max() < 0.5
+    assert there[0, 3].abs().max() == 0
+    _, back = closed_form(frame_b, frame_a, masks)  # the frames exchanged: the way back is the way there
+    torch.testing.assert_close(back, there)
+
+
+def test_where_every_displacement_looks_alike_nothing_moves() -> None:
+    flat = torch.full((2, 3, 64, 64), 0.5)
+    there, back = closed_form(flat, flat, torch.zeros(2, 0, 64, 64))
+    assert there.shape == back.shape == (2, 1, 2)
+    assert there.abs().max() == back.abs().max() == 0
+
+
+def test_in_closed_form_masks_learn_through_the_segment_flow_alone() -> None:
+    frame_a, frame_b, mask = moving_square()
+    masks, logits = (0.2 + 0.6 * mask[None, None]).requires_grad_(), torch.zeros(1, 1, requires_grad=True)
+    terms = mosis_loss(frame_a, frame_b, masks, masks, logits, logits, CostFeatures(), ArgminMotion())
+    (gradient,) = torch.autograd.grad(terms["photo_forward"], masks)
+    assert gradient.abs().sum() > 0
+    segments = partition(masks)
+    motions = ArgminMotion()(pool_motion(segments, CostFeatures().both_ways(frame_a, frame_b)[0]))
+    assert not motions.requires_grad
+    by_hand = photometric_loss(error_map(*reconstruct(frame_a, frame_b, segment_flow(segments, motions),
+                                                      direction="consistent")))  # fmt: skip
+    torch.testing.assert_close(gradient, torch.autograd.grad(by_hand, masks)[0])
+
+
 def test_terms_add_up() -> None:
     terms = combine(torch.tensor(0.1), torch.tensor(0.2), torch.tensor(0.5), lambda_obj=0.2)
     assert terms["total"].item() == pytest.approx(0.4)
@@ -265,7 +350,9 @@ def test_the_readme_names_functions_that_exist() -> None:
     options = text[text.index("## Faults") : text.index("## Deviations")]
     fields = {field.name for field in dataclasses.fields(MosisConfig)}
     assert {"objectness_target", "warp_direction", "target_normalisation", "error_scale"} <= fields
-    assert all(f"`{name}`" in options for name in fields if name.startswith(("objectness", "warp", "target", "error")))
+    named = ("objectness", "warp", "target", "error", "segment_motion", "photometric")
+    assert all(f"`{name}`" in options for name in fields if name.startswith(named))
+    assert all(f"`{name}`" in text or f"`{name}: " in text for name in ("motion_model", "frame_gap", "rounds"))
 
 
 @pytest.mark.parametrize("preset", get_args(Preset))

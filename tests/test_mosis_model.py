@@ -188,6 +188,17 @@ def test_the_literal_loss_teaches_both_networks() -> None:
     assert not [name for name, p in model.named_parameters() if p.grad is None]
 
 
+def test_in_closed_form_only_the_appearance_network_learns() -> None:
+    model = build(objective="literal", segment_motion="closed_form").train()
+    assert [name for name, _ in model.named_parameters() if not name.startswith("appearance.")] == []
+    assert set(model.state_dict()) == set(build(objective="motion_labels").state_dict())
+    terms = model.loss(batch())
+    terms["total"].backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+    with pytest.raises(ValueError, match="closed_form needs warp_direction consistent"):
+        build(objective="literal", segment_motion="closed_form", warp_direction="literal")
+
+
 def test_photometric_gradient_reaches_boxes_through_the_paste() -> None:
     model = build(objective="literal", lambda_obj=0.0).train()
     model.loss(batch())["total"].backward()

@@ -20,7 +20,7 @@ C1, C2 = 0.01**2, 0.03**2
 
 def photometric_loss(model: Mosis, frame_a: Tensor, frame_b: Tensor) -> dict[str, Tensor]:
     """The literal objective's terms with objectness_target gain, warp_direction consistent, error_scale half."""
-    assert model.motion is not None
+    assert isinstance(model.motion, MotionNetwork)
     batch = len(frame_a)
     proposals = model.appearance(torch.cat((frame_a, frame_b)))  # eq. 2
     ways = ((frame_a, frame_b, 0), (frame_b, frame_a, batch))

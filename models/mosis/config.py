@@ -11,6 +11,9 @@ ObjectnessTarget = Literal["literal", "inverted", "gain"]
 WarpDirection = Literal["literal", "consistent"]
 TargetNormalisation = Literal["minmax", "max", "none"]
 ErrorScale = Literal["literal", "half"]
+Photometric = Literal["ssim", "ssim_l1"]
+SegmentMotionKind = Literal["mlp", "closed_form"]
+MotionModel = Literal["affine", "translation"]
 
 STRIDES = (32, 16, 8)
 """Of the three YOLO heads, pixels: grids of 4, 8 and 16 cells at 128 x 128."""
@@ -123,6 +126,11 @@ class MosisConfig(InferenceConfig):
     """em: frames between those compared. Slow things need some, what turns or leaves the picture soon can bear few."""
     rounds: int = 2
     """em: E-steps over all frames after the first, which has no network to ask, at equal parts of the training."""
+    motion_model: MotionModel = "affine"
+    """em: how an instance may move against the background. translation: without rotation, scale and shear."""
+    segment_motion: SegmentMotionKind = "mlp"
+    """literal: how a segment's motion is read. mlp: eq. 5-7. closed_form: the displacement of least colour error under
+    the segment, nothing learnt; with warp_direction consistent only, as eq. 9 as written asks for the opposite."""
     search_range: int = 4
     """Radius of PWC-Lite's cost volume in feature pixels."""
     objectness_target: ObjectnessTarget = "gain"
@@ -133,6 +141,8 @@ class MosisConfig(InferenceConfig):
     """How eq. 14's targets are brought to [0, 1] per image: the thesis says only "normalise"."""
     error_scale: ErrorScale = "half"
     """E in eq. 13: literal (1 - SSIM, up to 2) or half of it, in the [0, 1] that the text announces."""
+    photometric: Photometric = "ssim"
+    """literal: the error of eq. 11 and 13. ssim: as written. ssim_l1: 0.85 of it and 0.15 L1 (Godard et al., 2017)."""
     lambda_obj: float = 0.2
     """Weight of the objectness loss in eq. 16."""
 
@@ -140,3 +150,5 @@ class MosisConfig(InferenceConfig):
         super().__post_init__()
         check_at_least(self, 1, "search_range", "frame_gap")
         check_at_least(self, 0, "rounds")
+        if self.segment_motion == "closed_form" and self.warp_direction != "consistent":
+            raise ValueError("segment_motion closed_form needs warp_direction consistent, not literal")

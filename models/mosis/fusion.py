@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 EPSILON = 1e-6
@@ -62,8 +63,12 @@ def _products_of_others(factors: Tensor) -> Tensor:
 def pool_motion(segments: Tensor, features: Tensor) -> Tensor:
     """Mean motion feature of every segment, eq. 6.
 
-    segments: (B, K+1, H, W) from `partition`. features: (B, d, H, W) from the motion network. Returns (B, K+1, d).
+    segments: (B, K+1, H, W) from `partition`. features: (B, d, H, W) from the motion network, or (B, d, H / c, W / c),
+    one for all pixels of a cell of side c. Returns (B, K+1, d).
     """
+    if features.shape[2:] != segments.shape[2:]:
+        # The mean over pixels of what is the same within a cell, without making the features c x c times as large.
+        segments = F.avg_pool2d(segments, segments.shape[2] // features.shape[2])
     weights = segments.flatten(2)  # (B, K+1, HW)
     totals = weights @ features.flatten(2).transpose(1, 2)  # (B, K+1, HW) @ (B, HW, d)
     return totals / (weights.sum(dim=2, keepdim=True) + EPSILON)  # eq. 6

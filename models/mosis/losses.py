@@ -11,14 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..common.photometric import ssim
+from ..common.photometric import absolute_error, ssim
 from ..common.warp import warp
-from .config import ErrorScale, ObjectnessTarget, TargetNormalisation, WarpDirection
+from .config import ErrorScale, ObjectnessTarget, Photometric, TargetNormalisation, WarpDirection
 from .fusion import EPSILON, partition, pool_motion, segment_flow
-from .motion import MotionNetwork
+from .motion import CostFeatures, MotionNetwork
 
 GAIN_EPSILON = 1e-3
 """Keeps the gain at 0 where the background's motion leaves no error to explain; above the rounding noise of SSIM."""
+SSIM_SHARE = 0.85
+"""Of SSIM in "ssim_l1"; the rest is L1's (Godard et al., 2017, section 3.3)."""
 
 
 class Reading(NamedTuple):
@@ -28,6 +30,7 @@ class Reading(NamedTuple):
     direction: WarpDirection
     normalisation: TargetNormalisation
     scale: ErrorScale
+    photometric: Photometric = "ssim"
 
 
 class SegmentMotions(NamedTuple):
@@ -57,13 +60,14 @@ def mosis_loss(
     masks_b: Tensor,
     logits_a: Tensor,
     logits_b: Tensor,
-    motion_network: MotionNetwork,
+    motion_network: MotionNetwork | CostFeatures,
     segment_motion: nn.Module,
     *,
     objectness_target: ObjectnessTarget = "gain",
     warp_direction: WarpDirection = "consistent",
     target_normalisation: TargetNormalisation = "minmax",
     error_scale: ErrorScale = "half",
+    photometric: Photometric = "ssim",
     lambda_obj: float = 0.2,
 ) -> dict[str, Tensor]:
     """The thesis' loss of a batch of frame pairs.
@@ -73,7 +77,7 @@ def mosis_loss(
     logits_a, logits_b: (B, K) objectness of the same proposals.
     Returns scalars "total", "photo_forward", "photo_backward" and "objectness" (unweighted).
     """
-    reading = Reading(objectness_target, warp_direction, target_normalisation, error_scale)
+    reading = Reading(objectness_target, warp_direction, target_normalisation, error_scale, photometric)
     features_ab, features_ba = motion_network.both_ways(frame_a, frame_b)  # eq. 5
     with torch.autocast(frame_a.device.type, enabled=False):  # sub-pixel motion and SSIM do not fit half precision
         a_to_b = _fuse(masks_a.float(), features_ab.float(), segment_motion)
@@ -95,7 +99,7 @@ def _compare(
 ) -> tuple[Tensor, Tensor]:
     """Photometric and objectness loss of one direction."""
     rebuilt, goal = reconstruct(frame, other, there.flow_uv, direction=reading.direction)  # eq. 9 or 10
-    error = error_map(rebuilt, goal)
+    error = error_map(rebuilt, goal, photometric=reading.photometric)
     targets = explain_segments(error.detach(), frame, other, there, reading)
     return photometric_loss(error), objectness_loss(logits, targets)
 
@@ -112,9 +116,15 @@ def reconstruct(frame: Tensor, other: Tensor, flow_uv: Tensor, *, direction: War
     return warp(other, flow_uv), frame  # eq. 9, mended: I_t(x) ~ I_t+1(x + F_t->t+1(x))
 
 
-def error_map(rebuilt: Tensor, goal: Tensor) -> Tensor:
-    """Eq. 13 as written: (B, C, H, W) images -> (B, H, W) in [0, 2]."""
-    return 1 - ssim(rebuilt, goal).mean(1)  # eq. 13
+def error_map(rebuilt: Tensor, goal: Tensor, *, photometric: Photometric = "ssim") -> Tensor:
+    """Eq. 13: (B, C, H, W) images in [0, 1] -> (B, H, W) in [0, 2].
+
+    ssim: as written. ssim_l1: twice Godard's error, so that half the map is the error of eq. 11 in either case.
+    """
+    error = 1 - ssim(rebuilt, goal).mean(1)  # eq. 13
+    if photometric == "ssim":
+        return error
+    return SSIM_SHARE * error + 2 * (1 - SSIM_SHARE) * absolute_error(rebuilt, goal)
 
 
 def photometric_loss(error: Tensor) -> Tensor:
@@ -141,7 +151,8 @@ def explain_segments(error: Tensor, frame: Tensor, other: Tensor, there: Segment
     if reading.target != "gain":
         own = factor * mean_error(there.segments, error)
         return error_targets(own, inverted=reading.target == "inverted", normalisation=reading.normalisation)
-    alone = error_map(*reconstruct(frame, other, there.background_flow_uv, direction=reading.direction))
+    rebuilt, goal = reconstruct(frame, other, there.background_flow_uv, direction=reading.direction)
+    alone = error_map(rebuilt, goal, photometric=reading.photometric)
     return gain_targets(*(factor * mean_error(there.segments, error, alone)))
 
 

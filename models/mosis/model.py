@@ -16,7 +16,7 @@ from .em.segments import Proposed
 from .em.step import find_instances
 from .label_loss import label_loss
 from .losses import mosis_loss
-from .motion import MotionNetwork, SegmentMotion
+from .motion import ArgminMotion, CostFeatures, MotionNetwork, SegmentMotion
 
 OBJECTNESS_PRIOR = 0.01
 """Of untrained proposals where labels are learnt: about the share of proposals that ever fits one."""
@@ -44,11 +44,13 @@ class Mosis(Segmenter):
         self.rounds = config.rounds if self.needs == "own_labels" else 0
         prior = 0.5 if config.objective == "literal" else OBJECTNESS_PRIOR
         self.appearance = AppearanceNetwork(NETWORKS[config.preset], objectness_prior=prior)
-        self.motion: MotionNetwork | None = None
-        self.segment_motion: SegmentMotion | None = None
-        if config.objective == "literal":
+        self.motion: MotionNetwork | CostFeatures | None = None
+        self.segment_motion: SegmentMotion | ArgminMotion | None = None
+        if config.objective == "literal" and config.segment_motion == "mlp":
             self.motion = MotionNetwork(config.search_range)
             self.segment_motion = SegmentMotion(self.motion.channels)
+        elif config.objective == "literal":
+            self.motion, self.segment_motion = CostFeatures(), ArgminMotion()
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
         """Eq. 16 for the literal objective, else detector losses, em's M-step: named scalars with "total"."""
@@ -60,7 +62,8 @@ class Mosis(Segmenter):
         if batch.frame_before is None:
             raise ValueError("this objective infers from three frames, and the batch has no frame before")
         proposed = self._best_proposals(self.appearance(batch.frame_a)) if with_network else None
-        return find_instances(batch.frame_a, batch.frame_b, batch.frame_before, proposed)
+        model = self.config.motion_model
+        return find_instances(batch.frame_a, batch.frame_b, batch.frame_before, proposed, motion_model=model)
 
     def propose(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Masks times objectness (B, K, H, W) in [0, 1] and objectness logits (B, K) of the top K proposals.
@@ -172,6 +175,7 @@ class Mosis(Segmenter):
             warp_direction=self.config.warp_direction,
             target_normalisation=self.config.target_normalisation,
             error_scale=self.config.error_scale,
+            photometric=self.config.photometric,
             lambda_obj=self.config.lambda_obj,
         )
 

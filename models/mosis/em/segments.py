@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..config import MotionModel
 from .candidates import Candidates
 from .grid import biggest, dilate, halve
 from .layers import layer_costs, share_out
@@ -66,8 +67,13 @@ def start(candidates: Candidates, chosen: Tensor, view: View) -> Segments:
     return Segments(image, masks, theta, Origin(weights @ view.points.flatten(1).T / area[:, None], CELL * area.sqrt()))
 
 
-def refit(scene: Scene, view: View, segments: Segments, *, translate: bool = False) -> Segments:
-    """The motions fitted anew under the masks, affine; with `translate` their translation first."""
+def refit(
+    scene: Scene, view: View, segments: Segments, *, translate: bool = False, motion_model: MotionModel = "affine"
+) -> Segments:
+    """The motions fitted anew under the masks; with `translate` their translation first.
+
+    motion_model: with "translation" only their first column is fitted, and the others stay as they are, 0 from `start`.
+    """
     image, both = segments.image, segments.both(len(scene.colour))
     here, slopes = halve(scene.grey)[:, 0], halve(gradient(scene.grey))
     match = Match(
@@ -75,9 +81,11 @@ def refit(scene: Scene, view: View, segments: Segments, *, translate: bool = Fal
         scene.grey_others[both], view.places[both],
     )  # fmt: skip
     weights, rows, theta = segments.masks.to(here.dtype).repeat(2, 1, 1), segments.rows(view.points), segments.theta
-    if translate:
+    if translate or motion_model == "translation":
         theta = torch.cat((fit(match, weights, theta[:, :, :1], rows[:, :1], _ITERATIONS), theta[:, :, 1:]), dim=2)
-    return segments._replace(theta=fit(match, weights, theta, rows, _ITERATIONS))
+    if motion_model == "affine":
+        theta = fit(match, weights, theta, rows, _ITERATIONS)
+    return segments._replace(theta=theta)
 
 
 def explain(scene: Scene, view: View, segments: Segments) -> Tensor:

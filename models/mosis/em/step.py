@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...common.instances import Instances
+from ..config import MotionModel
 from .candidates import anchor_candidates, choose, join, mask_candidates
 from .grid import halve
 from .moves import gain, mean_under
@@ -28,19 +29,29 @@ MIN_GAIN = 0.2
 
 
 @torch.no_grad()
-def find_instances(frame: Tensor, after: Tensor, before: Tensor, proposed: Proposed | None = None) -> list[Instances]:
+def find_instances(
+    frame: Tensor,
+    after: Tensor,
+    before: Tensor,
+    proposed: Proposed | None = None,
+    *,
+    motion_model: MotionModel = "affine",
+) -> list[Instances]:
     """Instances of each of `frame` (B, 3, H, W) RGB in [0, 1]; their scores are gains.
 
     after, before: the frames after and before, as far from it as each other; H and W are multiples of 4.
     proposed: what the network thinks; without it, they are found from motion alone.
+    motion_model: of the instances against the background, whose own motion it does not touch.
     """
     if len(frame) == 0:
         return []
     with torch.autocast(frame.device.type, enabled=False):  # half precision holds neither pixels nor normal equations
-        return _find(frame, after, before, proposed)
+        return _find(frame, after, before, proposed, motion_model)
 
 
-def _find(frame: Tensor, after: Tensor, before: Tensor, proposed: Proposed | None) -> list[Instances]:
+def _find(
+    frame: Tensor, after: Tensor, before: Tensor, proposed: Proposed | None, motion_model: MotionModel
+) -> list[Instances]:
     scene = observe(frame.float(), after.float(), before.float())
     coarse = look(scene, CELL)
     # As in the volume: else what nothing explains, a flash or a hidden part, seems to gain by any motion.
@@ -53,9 +64,9 @@ def _find(frame: Tensor, after: Tensor, before: Tensor, proposed: Proposed | Non
         parts.append(mask_candidates(volume, small.masks > 0.5, 1 + small.objectness, RADIUS))
     candidates = join(parts)
     segments = start(candidates, choose(candidates, coarse.still, MOST), coarse)
-    segments = refit(scene, coarse, segments, translate=True)
+    segments = refit(scene, coarse, segments, translate=True, motion_model=motion_model)
     segments, costs = join_alike(coarse, segments, explain(scene, coarse, segments))
-    segments = refit(scene, coarse, redraw(coarse, segments, costs, small))
+    segments = refit(scene, coarse, redraw(coarse, segments, costs, small), motion_model=motion_model)
     fine = look(scene, 1)
     costs = explain(scene, fine, segments)
     masks = outline(fine, segments, costs, proposed)

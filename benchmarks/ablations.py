@@ -1,7 +1,8 @@
 """What each choice is worth, on the thesis' generated video: `python -m benchmarks.ablations --rows NAME ...`.
 
-Groups of rows that differ in one thing; all rows of a group train for the same number of iterations. A row whose
-setting does not exist in this version is left out and named. Without --rows all groups run.
+Groups of rows that differ in one thing; all rows of a group train for the same number of iterations. Rows of several
+groups that are the same training are trained once. A row whose setting does not exist in this version is left out and
+named. Without --rows all groups run.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Any
 
 from benchmarks.data import Dataset
 from benchmarks.harness import Report, add_options, cache_folder, start
+from benchmarks.plans import run_plans
 from benchmarks.tables import format_rows, summarise
-from benchmarks.training import INFERENCE, Plan, check_settings, find_config, run_plans
+from benchmarks.training import INFERENCE, Plan, check_settings, find_config
 from models.motion_labels.config import MotionLabelsConfig
 from tasks.errors import ParamsError
 from tasks.training.loop import Recipe
@@ -107,6 +109,12 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
         for normalisation in ("minmax", "max", "none")
     },
     "objective": {"literal, motion by MLP": _literal(), "em, motion in closed form": _em()},
+    "motion by": {
+        "literal, MLP": _literal(segment_motion="mlp"),
+        "literal, closed form": _literal(segment_motion="closed_form"),
+    },
+    "photometric error": {name: _literal(photometric=name) for name in ("ssim", "ssim_l1")},
+    "em, motion model": {name: _em(motion_model=name) for name in ("affine", "translation")},
     "frame gap": {f"{gap} frames": _em(frame_gap=gap) for gap in (1, 2, 4, 8)},
     "em, E-steps": {f"{rounds + 1}": _em(rounds=rounds) for rounds in (0, 1, 2, 4)},
     "outlines by colour": {"with": _LABELS, "without": {**_LABELS, "labeller": {"settle_outlines": False}}},

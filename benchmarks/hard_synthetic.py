@@ -12,8 +12,9 @@ from typing import Any
 
 from benchmarks.data import Dataset
 from benchmarks.harness import Report, Row, add_options, cache_folder, format_table, start
+from benchmarks.plans import run_plans
 from benchmarks.tables import format_rows, summarise
-from benchmarks.training import INFERENCE, Plan, run_plans
+from benchmarks.training import INFERENCE, Plan
 
 SCENES: dict[str, dict[str, Any]] = {
     "rotation and scale": {"rotation_deg": 4.0, "scaling": 0.25},

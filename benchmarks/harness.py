@@ -39,8 +39,8 @@ from tasks.process import count_cores, die_with_parent, pin_threads, sleep_when_
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 _SOURCES = ("models", "tasks", "benchmarks")
-_NO_EFFECT = ("resume", "cache", "output", "no_save", "rows")
-"""Options that change no row's figures: a run may be resumed with others."""
+_NO_EFFECT = ("resume", "cache", "output", "no_save", "rows", "seeds")
+"""Options that change no row's figures: a run may be resumed with others. Where there are --seeds, rows name theirs."""
 _PLACES = ("--cache", "--output", "--pictures")
 _EXPECTED = (MosisError, ValueError, TypeError, RuntimeError, OSError, NotImplementedError)
 
@@ -94,7 +94,8 @@ def start(main: Callable[[], None]) -> None:
 class Report:
     """The results of one benchmark, written whole after every row.
 
-    With --resume the rows of an earlier run are kept if sources and options are the same; those that failed run again.
+    With --resume the rows of an earlier run are kept if sources and options are the same; those that failed run again,
+    and those during which the sources changed.
     Raises DataError in one line where they are not, or where the file is broken.
     """
 
@@ -108,6 +109,11 @@ class Report:
         if options.resume and self._path is not None and self._path.is_file():
             self.rows = self._read_rows(self._path)
 
+    def expect(self, plans: Sequence[Any]) -> None:
+        """Rows are to stand in the order of these plans, whichever is finished first."""
+        for plan in plans:
+            self._order.setdefault(plan.row, len(self._order))
+
     def run(self, function: Callable[[Any, Setting], Row], plans: Sequence[Any], cache: Path) -> None:
         """Run the plans that have no row yet, --jobs at once, and write the file after each.
 
@@ -119,8 +125,7 @@ class Report:
         jobs = max(1, self.options.jobs)
         # Not by how many rows are left: rows of one table have the same threads.
         setting = Setting(cache, self.options.device, max(1, count_cores() // jobs), jobs)
-        for plan in plans:
-            self._order.setdefault(plan.row, len(self._order))
+        self.expect(plans)
         with ThreadPoolExecutor(jobs) as threads:
             running = {threads.submit(run_in_child, function, plan, setting): plan for plan in todo}
             for finished in as_completed(running):
@@ -156,7 +161,7 @@ class Report:
         for key, name in (("sources", "other sources"), ("options", "other options"), ("machine", "another machine")):
             if not isinstance(found, dict) or found.get(key) != json.loads(json.dumps(self._head[key])):
                 raise DataError(f"{path} was written with {name}: run without --resume, or name another --output")
-        return [row for row in found["rows"] if "failed" not in row]
+        return [row for row in found["rows"] if "failed" not in row and not row.get("sources_changed")]
 
 
 def run_in_child(function: Callable[..., Row], plan: Any, setting: Setting) -> Row:

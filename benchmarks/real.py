@@ -83,7 +83,7 @@ class Footage:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, each row, labelling not counted")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of training, each row; processor time on a CPU")
     parser.add_argument("--iterations", type=int, help="of training, each row, instead of --minutes")
     parser.add_argument("--rows", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[10], help="of composites and training")

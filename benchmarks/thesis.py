@@ -2,8 +2,8 @@
 
 24 videos of 120 frames at 128 x 128, split 70/15/15 by video (thesis 4.1), seeds 10, 11 and 12, and 50 fresh videos.
 The supervised twin and the motion labels train for `--minutes-equivalent` iterations of batch 16; the rows without
-labels of any kind train for as many minutes as the twin of their seed took, since their iterations cost more.
-`--minutes` sets the minutes of every row instead.
+labels of any kind train for as many minutes as the twin of their seed took, since their iterations cost more: of
+processor time on a CPU, by the clock on a GPU. `--minutes` sets the minutes of every row instead.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ from typing import Any
 
 from benchmarks.data import Dataset
 from benchmarks.harness import Report, add_options, cache_folder, start
+from benchmarks.plans import run_plans
 from benchmarks.tables import format_rows, summarise
-from benchmarks.training import INFERENCE, Plan, run_plans
+from benchmarks.training import INFERENCE, Plan
 
 TWIN = "yolo_supervised"
 _THESIS_OPTIMISATION = {
@@ -60,7 +61,7 @@ def main() -> None:
     parser.add_argument(
         "--minutes-equivalent", type=int, default=2000, metavar="ITERATIONS", help="of the rows with labels"
     )
-    parser.add_argument("--minutes", type=float, help="of training, for every row")
+    parser.add_argument("--minutes", type=float, help="of training, for every row; on a CPU of processor time")
     options = parser.parse_args()
     report = Report("thesis", options)
     with cache_folder(options) as cache:

@@ -4,7 +4,7 @@
   step      loss, backward, clipping and update, as tasks.training.loop does them
   naive     the same with the losses of benchmarks/naive, image by image and instance by instance
   convs     forward and backward of every convolution that the step runs, alone: the limit
-  data      reading, augmenting and staging a batch
+  data      reading, augmenting, pasting and staging a batch
 Pairs are images where the objective learns from one image (motion_labels). Ratios are medians over rounds of what was
 measured within one round. Nothing is downloaded; runs with torch, torchvision, numpy and cv2.
 """
@@ -155,13 +155,15 @@ def generate_store() -> tuple[FrameStore, list[list[Instances]]]:
 
 
 def data_source(made: tuple[FrameStore, Any], *, learns_labels: bool, batch_size: int) -> Callable[[int], Any]:
-    """number of a batch -> that batch as it is read; labels are ground truth, as many as a labeller would find."""
+    """number of a batch -> that batch as the product reads it, with copy-paste where it has labels: ground truth."""
     store = made[0]
     labels = store.truth if learns_labels else None
     samples = pair_samples(store) if labels is None else labelled_samples(store, labels)
 
     def make(number: int) -> Any:
-        return make_batch(store, samples, labels, batch_size=batch_size, seed=0, iteration=number, augment=True)
+        return make_batch(
+            store, samples, labels, batch_size=batch_size, seed=0, iteration=number, augment=True, copy_paste=True
+        )
 
     return make
 

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import json
 import time
 import typing
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -17,7 +15,7 @@ import torch
 
 import models
 from benchmarks.data import Dataset, Video, open_fresh, open_motion_labels, open_video
-from benchmarks.harness import Report, Row, Setting, describe_plan, peak_mib, run_in_child
+from benchmarks.harness import Row, Setting, describe_plan, peak_mib
 from benchmarks.scores import predict, recall_by_motion, score
 from models.interface import Segmenter
 from tasks.errors import NothingLeftError, ParamsError
@@ -48,9 +46,9 @@ class Plan:
 
     row: its name. kind: what rows of other seeds share, for means. labels: what a method that learns from labels is
     given; "truth" for a supervised twin. settings: of the method; labeller: of the motion labeller; recipe: changes to
-    Recipe and Optimisation. minutes: of training, instead of `iterations`; the number of iterations is then found by
-    measuring the first few. minutes_of: name of the row whose minutes to take. test_step: every test_step-th frame of
-    the test split is scored.
+    Recipe and Optimisation. minutes: of training by `clock_of`, instead of `iterations`; the number of iterations is
+    then found by measuring the first few. minutes_of: name of the row whose minutes to take. test_step: every
+    test_step-th frame of the test split is scored.
     """
 
     row: str
@@ -68,46 +66,6 @@ class Plan:
     test_step: int = 1
 
 
-def run_plans(report: Report, plans: Sequence[Plan], cache: Path) -> None:
-    """Add the plans' rows to `report`, seed by seed of the data, so that a run that is stopped has whole seeds.
-
-    Video and labels are made before, one after another, so that no row's time is spent on them. A plan with
-    `minutes_of` runs once that row is there, and fails with it.
-    """
-    done = {row["row"] for row in report.rows}
-    for plan in {describe_data(plan): plan for plan in plans if plan.row not in done}.values():
-        # Where this fails, so do the rows that need it, and say why.
-        run_in_child(prepare, plan, Setting(cache, report.options.device, 1, 1))
-    for seed in dict.fromkeys(plan.data.seed for plan in plans):
-        _run_seed(report, [plan for plan in plans if plan.data.seed == seed], cache)
-
-
-def _run_seed(report: Report, plans: Sequence[Plan], cache: Path) -> None:
-    report.run(train_row, [plan for plan in plans if plan.minutes_of is None], cache)
-    minutes = {row["row"]: row["minutes"] for row in report.rows if "failed" not in row}
-    later = [plan for plan in plans if plan.minutes_of is not None]
-    timed = [replace(plan, minutes=minutes[plan.minutes_of]) for plan in later if plan.minutes_of in minutes]
-    report.run(train_row, timed, cache)
-    for plan in later:
-        if plan.minutes_of not in minutes:
-            report.add({"row": plan.row, "failed": f"there is no row {plan.minutes_of!r} whose minutes to take"})
-
-
-def describe_data(plan: Plan) -> str:
-    """The same for plans that read the same video and labels."""
-    return json.dumps([asdict(plan.data), plan.labels == "motion" and plan.labeller], default=str)
-
-
-def prepare(plan: Plan, setting: Setting) -> Row:
-    """Make what `train_row` will read."""
-    open_video(plan.data, setting.cache)
-    if plan.data.fresh:
-        open_fresh(plan.data, setting.cache)
-    if plan.labels == "motion":
-        open_motion_labels(plan.data, plan.labeller, setting.cache)
-    return {}
-
-
 def train_row(plan: Plan, setting: Setting) -> Row:
     """Train and score. Raises ParamsError for a method or setting that does not exist, and what `fit` raises."""
     device = choose_device(setting.device)
@@ -116,12 +74,15 @@ def train_row(plan: Plan, setting: Setting) -> Row:
     torch.manual_seed(plan.seed)
     model = build_model(plan.method, plan.settings, video.store.size)
     budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, device)
+    recipe, started = make_recipe(plan, budget), time.process_time()
     again = make_relabel(video.store, labels, device) if labels is not None and plan.labels == "motion" else None
-    fitted = fit(model, video.store, make_recipe(plan, budget), labels=labels, device=device, relabel=again)
+    fitted = fit(model, video.store, recipe, labels=labels, device=device, relabel=again)
+    cpu_minutes = (time.process_time() - started) / 60
     memory = fitted.peak_mib if device.type == "cuda" else peak_mib()
     return {
         "kind": plan.kind,
         **describe_training(plan, model, fitted, len(video.rows("train"))),
+        "cpu_minutes": None if device.type == "cuda" else round(cpu_minutes, 3),
         **label_facts,
         "peak_mib": round(memory, 1),
         "threads": setting.threads,
@@ -193,9 +154,14 @@ def build_model(method: str, settings: dict[str, Any], size: tuple[int, int]) ->
     """The method with its defaults but for `settings`. Raises ParamsError in one line for what does not exist."""
     if method not in models.METHODS:
         raise ParamsError(f"no method {method!r} yet: there are {', '.join(sorted(models.METHODS))}")
+    return models.METHODS[method](build_config(method, settings), size)
+
+
+def build_config(method: str, settings: dict[str, Any]) -> Any:
+    """The method's settings with their defaults. Raises ParamsError for one that does not exist."""
     config_class = find_config(method)
     check_settings(config_class, settings, f"method {method}")
-    return models.METHODS[method](config_class(**settings), size)
+    return config_class(**settings)
 
 
 def find_config(method: str) -> type:
@@ -234,8 +200,8 @@ def fit_minutes(plan: Plan, video: Video, labels: LabelStore | None, device: tor
     assert plan.minutes is not None
     torch.manual_seed(plan.seed)
     model = build_model(plan.method, plan.settings, video.store.size)
-    rates: list[float] = []
-    hooks = Hooks(on_log=lambda iteration, values: rates.append(values["images_per_s"]))
+    clock, seen = clock_of(device), [(0, 0.0)]
+    hooks = Hooks(on_log=lambda iteration, values: seen.append((iteration, clock())))
     recipe = make_recipe(plan, _MEASURED)
     sample, inferring = None, 0.0
     if model.needs == "own_labels":
@@ -244,22 +210,31 @@ def fit_minutes(plan: Plan, video: Video, labels: LabelStore | None, device: tor
     fit(model, video.store, recipe, labels=labels, device=device, hooks=hooks, relabel=again)
     if inferring >= plan.minutes * 60:
         raise ParamsError(f"inferring labels alone takes {inferring / 60:.1f} of the row's {plan.minutes:.1f} minutes")
-    return max(1, round((plan.minutes * 60 - inferring) * rates[-1] / recipe.batch_size))
+    (before, started), (iteration, stopped) = seen[-2:]
+    return max(1, round((plan.minutes * 60 - inferring) * (iteration - before) / (stopped - started)))
+
+
+def clock_of(device: torch.device) -> Callable[[], float]:
+    """What budgets are measured by, seconds: processor time of all threads of this process on a CPU, so that what else
+    runs on the machine changes no row; on a GPU the clock's.
+    """
+    return time.perf_counter if device.type == "cuda" else time.process_time
 
 
 def time_inference(model: Segmenter, store: FrameStore, device: torch.device) -> tuple[LabelStore, float]:
-    """(labels that the model infers on a few frames, the seconds that all rounds over all frames will take)."""
+    """(labels that the model infers on a few frames, the seconds by `clock_of` that all rounds will take in all)."""
+    clock = clock_of(device)
     model.to(device)
     rows = triplet_samples(store, model.frame_gap).row_a
     found = infer_labels(model, store, with_network=True, device=device)
     first = next(found, None)  # the first batch has the start-up in it
     if first is None:
         raise NothingLeftError("nothing was inferred to move on its own in any frame of the train split")
-    started = time.perf_counter()
+    started = clock()
     sample = [first, *itertools.islice(found, _INFERRED)]
     # Frames without labels take their time, too.
     seen = max(1, int(np.searchsorted(rows, sample[-1][0]) - np.searchsorted(rows, first[0])))
-    each = (time.perf_counter() - started) / seen
+    each = (clock() - started) / seen
     return LabelStore.from_items(store.size, sample), each * len(rows) * (model.rounds + 1)
 
 

@@ -32,6 +32,8 @@ def toy_row(plan: ToyPlan, setting: Setting) -> Row:
         (setting.cache / "stopped").touch()
         os.kill(os.getppid(), signal.SIGKILL)
         signal.pause()
+    if plan.action == "change":
+        (setting.cache / "changed").write_text("while it runs")
     return {"pid": os.getpid(), "threads": setting.threads, "jobs": setting.jobs}
 
 
@@ -40,8 +42,13 @@ def main() -> None:
     add_options(parser)
     parser.add_argument("actions", nargs="+")
     parser.add_argument("--colour")
+    parser.add_argument("--seeds", nargs="+")
     options = parser.parse_args()
-    harness.digest_sources = lambda: os.environ.get("TOY_SOURCES", "none")
+    changed = options.cache / "changed"
+    changed.unlink(missing_ok=True)
+    harness.digest_sources = lambda: (
+        os.environ.get("TOY_SOURCES", "none") + str(changed.is_file() and not options.resume)
+    )
     # Both load torch, which takes longer than all the rest.
     harness.describe_machine = lambda: {"cores": 1}
     harness.describe_versions = dict

@@ -18,6 +18,7 @@ import torch
 from benchmarks import ablations, hard_synthetic, thesis
 from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, open_motion_labels, open_video
 from benchmarks.harness import ROOT, format_table, without_places
+from benchmarks.plans import describe_work
 from benchmarks.scores import recall_by_motion, score
 from benchmarks.tables import share, spread, summarise
 from benchmarks.training import (
@@ -25,10 +26,8 @@ from benchmarks.training import (
     SELF_TRAINING_SCORE,
     Plan,
     build_model,
-    fit_minutes,
     make_recipe,
     make_relabel,
-    run_plans,
 )
 from models.common.instances import Instances
 from tasks import params, train
@@ -85,6 +84,17 @@ def test_a_killed_benchmark_keeps_its_rows_and_goes_on(tmp_path):
     assert list(read_rows(tmp_path)) == ["0 work", "1 stop", "2 work"]
     assert read_rows(tmp_path)["0 work"] == first["0 work"]
     assert (tmp_path / "calls").read_text().split("\n")[:-1] == ["0 work", "1 stop", "1 stop", "2 work"]
+
+
+def test_a_table_grows_by_seeds_and_drops_rows_that_the_sources_changed_under(tmp_path):
+    assert run_toy(tmp_path, "work", "change", "work", "--seeds", "1").returncode == 0
+    first = read_rows(tmp_path)
+    assert [row.get("sources_changed") for row in first.values()] == [None, True, True]
+    assert run_toy(tmp_path, "work", "change", "work", "--resume", "--seeds", "1", "2").returncode == 0
+    rows = read_rows(tmp_path)
+    assert rows["0 work"] == first["0 work"]
+    assert [row.get("sources_changed") for row in rows.values()] == [None] * 3
+    assert (tmp_path / "calls").read_text().split()[1::2] == ["work", "change", "work", "change", "work"]
 
 
 def test_settings_are_the_pipelines_own():
@@ -221,24 +231,6 @@ def test_a_result_names_no_folder():
     assert without_places([]) == []
 
 
-def test_minutes_become_iterations(monkeypatch):
-    def fit_at_two_rates(model: Any, store: Any, recipe: Any, *, hooks: Any, **others: Any) -> None:
-        for rate in (1.0, 4.0):
-            hooks.on_log(10, {"images_per_s": rate})
-
-    needs = argparse.Namespace(needs="pairs")
-    monkeypatch.setattr("benchmarks.training.build_model", lambda *arguments: needs)
-    monkeypatch.setattr("benchmarks.training.fit", fit_at_two_rates)
-    monkeypatch.setattr("benchmarks.training.time_inference", lambda *arguments: (None, 20.0))
-    video: Any = argparse.Namespace(store=argparse.Namespace(size=(32, 32)))
-    plan = Plan("row", "kind", Dataset(0), minutes=1.0, recipe={"batch_size": 2})
-    # Warm, two iterations a second.
-    assert fit_minutes(plan, video, None, torch.device("cpu")) == 120
-    assert fit_minutes(dataclasses.replace(plan, minutes=1e-6), video, None, torch.device("cpu")) == 1
-    needs.needs = "own_labels"  # a third of the minute goes to inferring them
-    assert fit_minutes(plan, video, None, torch.device("cpu")) == 80
-
-
 def test_self_training_adds_what_the_labels_miss():
     store, labels = toy_store()
 
@@ -259,42 +251,6 @@ def test_self_training_adds_what_the_labels_miss():
     assert (len(labels[0]), len(again[0])) == (1, 2)
     assert again[0].scores.max() == 1
     assert again[0].scores.min() == SELF_TRAINING_SCORE
-
-
-class FakeReport:
-    """Rows without work: those of the first seed take 2.5 minutes, those of seed 2 fail."""
-
-    def __init__(self) -> None:
-        self.options = argparse.Namespace(device="cpu")
-        self.rows: list[dict[str, Any]] = []
-        self.seen: list[Plan] = []
-
-    def run(self, function: Any, plans: list[Plan], cache: Path) -> None:
-        self.seen += plans
-        self.rows += [{"row": p.row, "minutes": 2.5} if p.seed == 1 else {"row": p.row, "failed": "x"} for p in plans]
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows.append(row)
-
-
-def test_rows_take_the_minutes_of_others_seed_by_seed(monkeypatch, tmp_path):
-    prepared: list[Plan] = []
-    monkeypatch.setattr("benchmarks.training.run_in_child", lambda function, plan, setting: prepared.append(plan))
-    plans = []
-    for seed in (1, 2):
-        data = Dataset(seed)
-        plans.append(Plan(f"em {seed}", "em", data, seed=seed, minutes_of=f"twin {seed}"))
-        plans.append(Plan(f"twin {seed}", "twin", data, seed=seed))
-        plans.append(Plan(f"labels {seed}", "labels", data, seed=seed, labels="motion"))
-    report: Any = FakeReport()
-    run_plans(report, plans, tmp_path)
-    assert [row["row"] for row in report.rows] == ["twin 1", "labels 1", "em 1", "twin 2", "labels 2", "em 2"]
-    assert [plan.minutes for plan in report.seen] == [None, None, 2.5, None, None]
-    assert report.rows[-1]["failed"] == "there is no row 'twin 2' whose minutes to take"
-    # What reads the same video and labels is prepared once.
-    assert sorted((plan.data.seed, plan.labels) for plan in prepared) == [
-        (1, "motion"), (1, "none"), (2, "motion"), (2, "none")
-    ]  # fmt: skip
 
 
 def options(*arguments: str, **changes: Any) -> argparse.Namespace:
@@ -326,6 +282,14 @@ def test_plans_of_ablations_leave_out_what_does_not_exist(monkeypatch, capsys):
     assert len({plan.row for plan in plans}) == len(plans)
     assert len(plans) + len(missing) == sum(len(group) for group in ablations.GROUPS.values())
     assert {plan.data.step for plan in plans if "frame rate" in plan.kind} == {1, 2, 4, 12}
+    assert missing == {}
+    for group in ("motion by", "photometric error", "em, motion model"):
+        works = [describe_work(plan) for plan in plans if plan.kind.startswith(f"{group}:")]
+        assert len(works) == len(set(works)) == 2  # rows of a group differ
+        assert len({describe_work(plan) for plan in plans} - set(works)) < len({*map(describe_work, plans)})
+    default = describe_work(next(plan for plan in plans if plan.kind == "objective: literal, motion by MLP"))
+    shared = [plan.kind for plan in plans if describe_work(plan) == default]
+    assert {"motion by: literal, MLP", "photometric error: ssim", "objectness target: gain"} < set(shared)
     monkeypatch.setattr(ablations, "GROUPS", {"new": {"row": {"settings": {"colour": 1}}}})
     assert ablations.make_plans(options(rows=["new"]))[0] == []
     assert "left out new: row: method mosis has no setting 'colour'" in capsys.readouterr().err

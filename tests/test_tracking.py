@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from tasks import tracking
 from tasks.lineage import MAX_VALUE, flatten, hide_secrets, plain_params, read_revisions
 from tasks.tracking import Tracker, connect, log_results
+from tasks.tracking.connection import PATIENCE
 
 ROOT = Path(__file__).parents[1]
 
@@ -131,7 +131,7 @@ print(tracker.run_id, time.monotonic() - started)
 def test_a_dead_server_costs_one_line_and_seconds(tmp_path: Path) -> None:
     """Without the retry settings this blocks for minutes."""
     environment = {**os.environ, "MLFLOW_TRACKING_URI": "http://me:hunter2@127.0.0.1:9", "PYTHONPATH": str(ROOT)}
-    for name in tracking._PATIENCE:
+    for name in PATIENCE:
         environment.pop(name, None)
     done = subprocess.run(
         [sys.executable, "-c", DEAD, str(tmp_path)], env=environment, capture_output=True, text=True, timeout=200

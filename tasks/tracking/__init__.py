@@ -1,0 +1,26 @@
+"""All that talks to MLflow (pyfunc_model.py is what MLflow itself loads): runs, metrics, registered models.
+
+MLFLOW_TRACKING_URI says where; without it, sqlite and a folder in the workspace's mlruns/. MOSIS_TRACKING=off tracks
+nothing. A server that is dead or full never costs a training: one line is said, and the work goes on untracked.
+"""
+
+from tasks.tracking.connection import connect, failures, is_on, service_errors, tracking_uri
+from tasks.tracking.runs import EXPERIMENT, Tracker, log_results, train_run
+from tasks.tracking.versions import REGISTERED_NAME, RegisteredVersion, find_champion, find_version, register
+
+__all__ = [
+    "EXPERIMENT",
+    "REGISTERED_NAME",
+    "RegisteredVersion",
+    "Tracker",
+    "connect",
+    "failures",
+    "find_champion",
+    "find_version",
+    "is_on",
+    "log_results",
+    "register",
+    "service_errors",
+    "tracking_uri",
+    "train_run",
+]

@@ -226,7 +226,9 @@ def describe_run() -> dict[str, Any]:
     """Command, commit, whether it is what runs, a digest of what runs, machine and versions."""
     git = ["git", "-C", str(ROOT)]
     commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "--", *_SOURCES], capture_output=True, check=False)
+    # Results are no source: a benchmark that follows another on a clean tree runs on a clean tree, too.
+    places = [*_SOURCES, f":!{RESULTS.relative_to(ROOT).as_posix()}"]
+    changed = subprocess.run([*git, "status", "--porcelain", "--", *places], capture_output=True, check=False)
     return {
         "command": shlex.join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *without_places(sys.argv[1:])]),
         "commit": commit or "unknown",

@@ -268,7 +268,11 @@ def test_a_translation_neither_turns_nor_grows(translate: bool) -> None:  # noqa
     assert moved[:, 1, 0].abs().max() < 0.15
 
 
-def test_the_motion_model_reaches_the_e_step() -> None:
+def test_the_motion_model_reaches_the_e_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "models.mosis.em.step.refit", lambda *a, **k: seen.append(k.get("motion_model")) or refit(*a, **k)
+    )
     views = [growing(t) for t in (0, 1, -1)]
     batch = Batch(views[0], views[1], torch.ones(1), frame_before=views[2])
     scores = {}
@@ -277,4 +281,5 @@ def test_the_motion_model_reaches_the_e_step() -> None:
         found = model.infer(batch, with_network=False)[0]
         assert torch.equal(found.scores, find_instances(*views, motion_model=name)[0].scores)
         scores[name] = float(found.scores.sum())
+        assert set(seen[-4:]) == {name}  # two fits in each of two E-steps
     assert scores["translation"] < scores["affine"]

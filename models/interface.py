@@ -8,6 +8,7 @@ from typing import Literal
 from torch import Tensor, nn
 
 from .common.instances import Instances
+from .common.whole import WHOLE, WholeBatch
 
 Needs = Literal["pairs", "labels", "own_labels", "truth", "optical_flow"]
 
@@ -22,6 +23,7 @@ class Batch:
         objective needs none. Training labels come from a labeller or, for supervised twins, from ground truth.
     optical_flow: (B, 2, H, W) float32 true motion from a to b in pixels, u then v, NaN where unknown, or None.
     frame_before: (B, 3, H, W) as frame_a, the frame as far before it as frame_b is after, for `infer`; else None.
+    whole: the batch that these images are a part of, where several processes train together.
     """
 
     frame_a: Tensor
@@ -30,6 +32,7 @@ class Batch:
     labels: list[Instances] | None = None
     optical_flow: Tensor | None = None
     frame_before: Tensor | None = None
+    whole: WholeBatch = WHOLE
 
 
 class Segmenter(nn.Module):

@@ -102,7 +102,7 @@ LABELS = (
 )
 
 
-def choose_all(boxes: Tensor, positives: Positives, targets: Targets, images: int) -> MaskBoxes:
+def choose_all(boxes: Tensor, positives: Positives, targets: Targets, images: int, _whole: object) -> MaskBoxes:
     """Every positive and every label's own box: no draw, which would depend on the order."""
     image = torch.cat((positives.image, targets.image))
     chosen = torch.cat((boxes[positives.image, positives.proposal], targets.boxes))

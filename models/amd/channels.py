@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..common.instances import Instances
+from ..common.whole import WHOLE, WholeBatch
 
 MOMENTUM = 0.99
 """Of the running means: they remember about a hundred batches."""
@@ -32,12 +33,12 @@ class ChannelRecord(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     @torch.no_grad()
-    def update(self, masks: Tensor, motions: Tensor) -> None:
+    def update(self, masks: Tensor, motions: Tensor, whole: WholeBatch = WHOLE) -> None:
         """Take in one batch: masks (B, C, H, W) that sum to 1, motions (B, C, 2) pixels."""
         winners = masks.argmax(1).flatten()
-        coverage = torch.bincount(winners, minlength=masks.shape[1]).to(masks) / len(winners)
+        coverage = whole.mean(torch.bincount(winners, minlength=masks.shape[1]).to(masks) / len(winners))
         background = motions[:, coverage.argmax()].unsqueeze(1)  # (B, 1, 2)
-        contrast = (motions - background).norm(dim=2).mean(0)
+        contrast = whole.mean((motions - background).norm(dim=2).mean(0))
         self.batches += 1
         # A plain mean at first, so that the zeros of the start do not count.
         step = torch.maximum(1 / self.batches, self.batches.new_tensor(1 - MOMENTUM))

@@ -66,7 +66,7 @@ class Amd(Segmenter):
             small = F.avg_pool2d(batch.frame_a, stride), F.avg_pool2d(batch.frame_b, stride)
             dense = self._compare(*small, features[:, -2:].float())
         if self.training:
-            self.record.update(masks.detach(), motions.detach())
+            self.record.update(masks.detach(), motions.detach(), batch.whole)
         share = masks.detach().mean((2, 3)).amax(1).mean()
         total = photo + self.config.dense_weight * dense
         return {"total": total, "photo": photo, "dense": dense, "largest_share": share}

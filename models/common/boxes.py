@@ -31,11 +31,10 @@ def widen_boxes(boxes: Tensor, margin: float) -> Tensor:
     return torch.cat((boxes[..., :2] - sides, boxes[..., 2:] + sides), dim=-1)
 
 
-def jitter_boxes(boxes: Tensor, amount: float, generator: torch.Generator | None = None) -> Tensor:
-    """Move each edge of boxes (N, 4) by up to `amount` of the box's side, uniformly; amount < 0.5 keeps x1 < x2.
+def jitter_boxes(boxes: Tensor, amount: float, draw: Tensor) -> Tensor:
+    """Move each edge of boxes (N, 4) by up to `amount` of the box's side; amount < 0.5 keeps x1 < x2.
 
-    The draw is made on the CPU, so that a seed gives the same boxes on every device.
+    draw: (N, 4) in [0, 1), 0 for furthest back, made on the CPU, so that a seed gives the same boxes on every device.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)  # w h w h
-    draw = torch.rand(boxes.shape, generator=generator) * 2 - 1
-    return boxes + amount * draw.to(boxes) * sides
+    return boxes + amount * (draw * 2 - 1).to(boxes) * sides

@@ -17,6 +17,7 @@ from torchvision.ops import generalized_box_iou_loss
 from ..common.boxes import jitter_boxes, pairwise_iou
 from ..common.instances import Instances
 from ..common.masks import crop_masks
+from ..common.whole import WHOLE, WholeBatch
 from .appearance import AnchorGrid, AppearanceNetwork, Proposals
 
 WEIGHTS = {"box": 2.0, "objectness": 1.0, "mask": 1.0, "dice": 1.0}
@@ -66,17 +67,20 @@ class MaskBoxes(NamedTuple):
     """(R,) int64, index into Targets: the label whose mask is to be found in the box."""
 
 
-def label_loss(proposals: Proposals, labels: Sequence[Instances], network: AppearanceNetwork) -> dict[str, Tensor]:
+def label_loss(
+    proposals: Proposals, labels: Sequence[Instances], network: AppearanceNetwork, whole: WholeBatch = WHOLE
+) -> dict[str, Tensor]:
     """Loss of a batch against its labels; scores of `labels` are confidences, and 0 teaches nothing.
 
-    network: the one that made `proposals`; it is asked for masks in regions that are chosen here.
+    network: the one that made `proposals`; it is asked for masks in regions that are chosen here. whole: the batch that
+    these images are a part of.
     Returns scalars "total", "box", "objectness", "mask" and "dice", the terms unweighted. Randomness is torch's CPU
     generator's.
     """
     targets = gather_targets(labels, proposals.boxes)
     overlap = label_overlap(proposals.boxes, targets)  # (N, A)
     positives = assign(overlap, proposals.grid, targets, centre_reach=network.centre_reach)
-    boxes = choose_boxes(proposals.boxes.detach(), positives, targets, len(labels))
+    boxes = choose_boxes(proposals.boxes.detach(), positives, targets, len(labels), whole)
     regions = network.regions(boxes.boxes)
     counts = torch.bincount(boxes.image, minlength=len(labels)).tolist()
     logits = network.mask_logits(proposals.mask_features, regions.split(counts))
@@ -84,10 +88,10 @@ def label_loss(proposals: Proposals, labels: Sequence[Instances], network: Appea
     weights = targets.weights[boxes.label]
     return combine(
         {
-            "box": box_loss(proposals.boxes, positives, targets),
-            "objectness": objectness_loss(proposals.logits, overlap, positives, targets),
-            "mask": mask_loss(logits, covered, weights),
-            "dice": dice_loss(logits, covered, weights),
+            "box": box_loss(proposals.boxes, positives, targets, whole),
+            "objectness": objectness_loss(proposals.logits, overlap, positives, targets, whole),
+            "mask": mask_loss(logits, covered, weights, whole),
+            "dice": dice_loss(logits, covered, weights, whole),
         }
     )
 
@@ -136,14 +140,16 @@ def _settle_conflicts(wanted: Positives, fit: Tensor, proposals: int) -> Positiv
     return Positives(wanted.image[kept], wanted.proposal[kept], wanted.label[kept])
 
 
-def box_loss(boxes: Tensor, positives: Positives, targets: Targets) -> Tensor:
+def box_loss(boxes: Tensor, positives: Positives, targets: Targets, whole: WholeBatch = WHOLE) -> Tensor:
     """GIoU loss of the chosen proposals, mean weighted by confidence; 0 where there are none."""
     chosen = boxes[positives.image, positives.proposal]
     losses = generalized_box_iou_loss(chosen, targets.boxes[positives.label])
-    return _weighted_mean(losses, targets.weights[positives.label])
+    return _weighted_mean(losses, targets.weights[positives.label], whole)
 
 
-def objectness_loss(logits: Tensor, overlap: Tensor, positives: Positives, targets: Targets) -> Tensor:
+def objectness_loss(
+    logits: Tensor, overlap: Tensor, positives: Positives, targets: Targets, whole: WholeBatch = WHOLE
+) -> Tensor:
     """BCE of objectness: the target is the IoU with the label for chosen proposals, 0 for the rest.
 
     Summed and divided by the number of positives (at least one an image, so that empty images do not weigh in more).
@@ -156,41 +162,46 @@ def objectness_loss(logits: Tensor, overlap: Tensor, positives: Positives, targe
     goal[at] = overlap[positives.label, positives.proposal]
     weight[at] = targets.weights[positives.label]
     total = F.binary_cross_entropy_with_logits(logits, goal, weight, reduction="sum")
-    return total / max(len(positives.image), len(logits))
+    return total / whole.divisor(len(positives.image), images=len(logits))
 
 
 @torch.no_grad()
-def choose_boxes(boxes: Tensor, positives: Positives, targets: Targets, images: int) -> MaskBoxes:
+def choose_boxes(
+    boxes: Tensor, positives: Positives, targets: Targets, images: int, whole: WholeBatch = WHOLE
+) -> MaskBoxes:
     """Up to MASKS_PER_IMAGE boxes an image: half predicted (drawn from the positives), half jittered label boxes."""
     half = MASKS_PER_IMAGE // 2
-    predicted = _draw(positives.image, half, images)
+    predicted = _draw(positives.image, half, images, whole.rand(len(positives.image)))
     copies = torch.arange(len(targets.image), device=boxes.device).repeat(half)
-    labels = copies[_draw(targets.image.repeat(half), half, images)]
+    chance = whole.rand(len(targets.image), copies=half)
+    labels = copies[_draw(targets.image.repeat(half), half, images, chance)]
     image = torch.cat((positives.image[predicted], targets.image[labels]))
     found = boxes[positives.image[predicted], positives.proposal[predicted]]
-    chosen = torch.cat((found, jitter_boxes(targets.boxes[labels], JITTER)))
+    chosen = torch.cat((found, jitter_boxes(targets.boxes[labels], JITTER, whole.rand(len(labels), 4)[0])))
     label = torch.cat((positives.label[predicted], labels))
     order = torch.argsort(image, stable=True)
     return MaskBoxes(image[order], chosen[order], label[order])
 
 
-def _draw(image: Tensor, most: int, images: int) -> Tensor:
-    """Indices of up to `most` random members of each image: image (M,) int64 in 0..images-1 -> (<= images * most,)."""
-    chance = torch.rand(len(image)).to(image.device)
-    order = torch.argsort(image + chance.double())  # by image, at random within each
+def _draw(image: Tensor, most: int, images: int, chance: Tensor) -> Tensor:
+    """Indices of up to `most` random members of each image: image (M,) int64 in 0..images-1 -> (<= images * most,).
+
+    chance: M random numbers in [0, 1); the smallest of an image win.
+    """
+    order = torch.argsort(image + chance.flatten().to(image.device).double())  # by image, at random within each
     counts = torch.bincount(image, minlength=images)
     starts = counts.cumsum(0) - counts
     rank = torch.arange(len(image), device=image.device) - starts[image[order]]
     return order[rank < most]
 
 
-def mask_loss(logits: Tensor, covered: Tensor, weights: Tensor) -> Tensor:
+def mask_loss(logits: Tensor, covered: Tensor, weights: Tensor, whole: WholeBatch = WHOLE) -> Tensor:
     """BCE of mask logits (R, S, S) against covered shares, mean over cells, then over regions by confidence (R,)."""
     losses = F.binary_cross_entropy_with_logits(logits, covered, reduction="none").mean((1, 2))
-    return _weighted_mean(losses, weights)
+    return _weighted_mean(losses, weights, whole)
 
 
-def dice_loss(logits: Tensor, covered: Tensor, weights: Tensor) -> Tensor:
+def dice_loss(logits: Tensor, covered: Tensor, weights: Tensor, whole: WholeBatch = WHOLE) -> Tensor:
     """1 - 2 |P and T| / (|P| + |T|) of soft masks (R, S, S), mean over regions by confidence (R,).
 
     One cell is added above and below, so that a region without a label's pixel, predicted empty, costs nothing.
@@ -199,9 +210,9 @@ def dice_loss(logits: Tensor, covered: Tensor, weights: Tensor) -> Tensor:
     shared = (predicted * covered).sum((1, 2))
     # Squares, so that a soft mask that equals its soft target has no loss.
     size = (predicted * predicted).sum((1, 2)) + (covered * covered).sum((1, 2))
-    return _weighted_mean(1 - (2 * shared + 1) / (size + 1), weights)
+    return _weighted_mean(1 - (2 * shared + 1) / (size + 1), weights, whole)
 
 
-def _weighted_mean(losses: Tensor, weights: Tensor) -> Tensor:
+def _weighted_mean(losses: Tensor, weights: Tensor, whole: WholeBatch) -> Tensor:
     """Weighted losses over the number of those with any weight; 0, still in the graph, where there is nothing."""
-    return (losses * weights).sum() / (weights > 0).sum().clamp(min=1)
+    return (losses * weights).sum() / whole.divisor((weights > 0).sum())

@@ -140,6 +140,7 @@ class Mosis(Segmenter):
             proposals,
             batch.labels,
             self.appearance,
+            batch.whole,
         )
 
     @torch.no_grad()

@@ -14,12 +14,15 @@ from torch import Tensor
 from ..common.boxes import pairwise_iou
 from ..common.instances import Instances
 from ..common.masks import crop_masks
+from ..common.whole import WHOLE, WholeBatch
 from ..mosis.appearance import AnchorGrid, AppearanceNetwork, Proposals
 from ..mosis.config import ANCHORS, STRIDES
 from ..mosis.label_loss import Positives, Targets, choose_boxes, dice_loss, gather_targets, mask_loss
 
 
-def thesis_loss(proposals: Proposals, labels: Sequence[Instances], network: AppearanceNetwork) -> dict[str, Tensor]:
+def thesis_loss(
+    proposals: Proposals, labels: Sequence[Instances], network: AppearanceNetwork, whole: WholeBatch = WHOLE
+) -> dict[str, Tensor]:
     """Losses 1 to 3 of section 9.3 and masks: proposals of a batch against its true instances.
 
     Returns scalars "total", "no_objectness", "objectness", "box", "mask", "dice" and "detection", which is the sum of
@@ -28,12 +31,12 @@ def thesis_loss(proposals: Proposals, labels: Sequence[Instances], network: Appe
     targets = gather_targets(labels, proposals.boxes)
     positives = assign(proposals.grid, targets, proposals.image_size, len(labels))
     terms = {
-        "no_objectness": no_objectness_loss(proposals.logits, positives),
-        "objectness": objectness_loss(proposals.logits, proposals.boxes, positives, targets),
-        "box": box_loss(proposals.boxes, proposals.grid, positives, targets),
+        "no_objectness": no_objectness_loss(proposals.logits, positives, whole),
+        "objectness": objectness_loss(proposals.logits, proposals.boxes, positives, targets, whole),
+        "box": box_loss(proposals.boxes, proposals.grid, positives, targets, whole),
     }
     detection = torch.stack(list(terms.values())).sum()
-    terms |= _mask_losses(proposals, positives, targets, network, len(labels))
+    terms |= _mask_losses(proposals, positives, targets, network, len(labels), whole)
     return {"total": detection + terms["mask"] + terms["dice"], "detection": detection, **terms}
 
 
@@ -64,27 +67,31 @@ def shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
     return pairwise_iou(boxes, others)
 
 
-def no_objectness_loss(logits: Tensor, positives: Positives) -> Tensor:
+def no_objectness_loss(logits: Tensor, positives: Positives, whole: WholeBatch = WHOLE) -> Tensor:
     """Loss 1: BCE of every negative's objectness logit against 0, logits (B, A). The text names no kind; this is
     YOLOv3's.
     """
     negative = torch.ones_like(logits)
     negative[positives.image, positives.proposal] = 0
-    return (F.softplus(logits) * negative).sum() / negative.sum().clamp(min=1)
+    return (F.softplus(logits) * negative).sum() / whole.divisor(negative.sum())
 
 
-def objectness_loss(logits: Tensor, boxes: Tensor, positives: Positives, targets: Targets) -> Tensor:
+def objectness_loss(
+    logits: Tensor, boxes: Tensor, positives: Positives, targets: Targets, whole: WholeBatch = WHOLE
+) -> Tensor:
     """Loss 2: squared error of the positives' objectness against the IoU of their own box with the true one."""
     at = (positives.image, positives.proposal)
     goal = paired_iou(boxes[at].detach(), targets.boxes[positives.label])
-    return _mean((logits[at].sigmoid() - goal).square())
+    return _mean((logits[at].sigmoid() - goal).square(), whole)
 
 
-def box_loss(boxes: Tensor, grid: AnchorGrid, positives: Positives, targets: Targets) -> Tensor:
+def box_loss(
+    boxes: Tensor, grid: AnchorGrid, positives: Positives, targets: Targets, whole: WholeBatch = WHOLE
+) -> Tensor:
     """Loss 3: squared errors of t_x, t_y, t_w, t_h of the positives, summed over the four, mean over positives."""
     found = box_parameters(boxes[positives.image, positives.proposal], grid, positives.proposal)
     goal = box_parameters(targets.boxes[positives.label], grid, positives.proposal)
-    return _mean((found - goal).square().sum(1))
+    return _mean((found - goal).square().sum(1), whole)
 
 
 def box_parameters(boxes: Tensor, grid: AnchorGrid, proposal: Tensor) -> Tensor:
@@ -104,16 +111,21 @@ def paired_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
 
 
 def _mask_losses(
-    proposals: Proposals, positives: Positives, targets: Targets, network: AppearanceNetwork, images: int
+    proposals: Proposals,
+    positives: Positives,
+    targets: Targets,
+    network: AppearanceNetwork,
+    images: int,
+    whole: WholeBatch,
 ) -> dict[str, Tensor]:
     """Section 9.3 has no masks and section 4.1 does not say how they are learnt: as MoSIS learns them from labels."""
-    boxes = choose_boxes(proposals.boxes.detach(), positives, targets, images)
+    boxes = choose_boxes(proposals.boxes.detach(), positives, targets, images, whole)
     regions = network.regions(boxes.boxes)
     counts = torch.bincount(boxes.image, minlength=images).tolist()
     logits = network.mask_logits(proposals.mask_features, regions.split(counts))
     covered = crop_masks(targets.masks, boxes.label, regions, network.region_side)
     weights = targets.weights[boxes.label]
-    return {"mask": mask_loss(logits, covered, weights), "dice": dice_loss(logits, covered, weights)}
+    return {"mask": mask_loss(logits, covered, weights, whole), "dice": dice_loss(logits, covered, weights, whole)}
 
 
 def _earliest(image: Tensor, proposal: Tensor, label: Tensor, images: int, proposals: int) -> Positives:
@@ -124,6 +136,6 @@ def _earliest(image: Tensor, proposal: Tensor, label: Tensor, images: int, propo
     return Positives(slot // proposals, slot % proposals, owner[slot])
 
 
-def _mean(losses: Tensor) -> Tensor:
+def _mean(losses: Tensor, whole: WholeBatch) -> Tensor:
     """Mean of (P,); 0, still in the graph, where there is nothing."""
-    return losses.sum() / max(len(losses), 1)
+    return losses.sum() / whole.divisor(len(losses))

@@ -32,4 +32,4 @@ class YoloSupervised(Mosis):
             raise ValueError("the supervised twin learns from ground truth, and the batch has none")
         if self.loss_kind == "detector":
             return self._label_loss(batch)
-        return thesis_loss(self.appearance(batch.frame_a), batch.labels, self.appearance)
+        return thesis_loss(self.appearance(batch.frame_a), batch.labels, self.appearance, batch.whole)

@@ -6,7 +6,6 @@ alone, so that the training loop can use it on a bare machine; faster-coco-eval 
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -49,6 +48,14 @@ class Encoded:
     def __len__(self) -> int:
         return len(self.rles)
 
+    def ranked(self, most: int | None = None) -> Encoded:
+        """By falling score, the best `most`; equal ones by masks and boxes: the order they came in is no matter."""
+        crowd = np.zeros(len(self), bool) if self.crowd is None else self.crowd
+        masks = [rle["counts"] for rle in self.rles]
+        keys = list(zip((-self.scores).tolist(), masks, self.boxes.tolist(), crowd.tolist(), strict=True))
+        order = sorted(range(len(keys)), key=keys.__getitem__)[:most]
+        return Encoded(self.boxes[order], self.scores[order], [self.rles[i] for i in order], crowd[order])
+
 
 @dataclass(frozen=True)
 class Curve:
@@ -58,14 +65,6 @@ class Curve:
     iou: float
     recall: np.ndarray
     precision: np.ndarray
-
-
-@dataclass(frozen=True)
-class _Image:
-    """digest: of all numbers, by which images are put in an order that is not the one they came in."""
-
-    tables: dict[Kind, Table]
-    digest: bytes
 
 
 class CocoEvaluator:
@@ -80,7 +79,7 @@ class CocoEvaluator:
         self.reset()
 
     def reset(self) -> None:
-        self._images: dict[int, _Image] = {}
+        self._images: dict[int, dict[Kind, Table]] = {}
         self._results: dict[tuple[Kind, float | None], Result] = {}
 
     @property
@@ -90,7 +89,7 @@ class CocoEvaluator:
     @property
     def instances(self) -> int:
         """Of the truth, over all images."""
-        return sum(len(image.tables["mask"].true_areas) for image in self._images.values())
+        return sum(len(tables["mask"].true_areas) for tables in self._images.values())
 
     def process(
         self,
@@ -121,7 +120,7 @@ class CocoEvaluator:
         for what, instances in (("detections", predictions), ("truth", truth)):
             if not (np.isfinite(instances.boxes).all() and np.isfinite(instances.scores).all()):
                 raise DataError(f"image {image_id}: a box or score of the {what} is not a finite number: drop it")
-        self._images[image_id] = _compare(_sort(predictions)[: MAX_DETECTIONS[-1]], predictions, _sort(truth), truth)
+        self._images[image_id] = _compare(predictions.ranked(MAX_DETECTIONS[-1]), truth.ranked())
         self._results.clear()
 
     def evaluate(self, *, score_cut: float | None = None) -> dict[Kind, Scores]:
@@ -141,8 +140,7 @@ class CocoEvaluator:
 
     def _match(self, kind: Kind, score_cut: float | None) -> Result:
         if (kind, score_cut) not in self._results:
-            images = sorted(self._images.values(), key=lambda image: image.digest)
-            tables = [_cut(image.tables[kind], score_cut) for image in images]
+            tables = [tables[kind].cut(score_cut) for tables in self._images.values()]
             self._results[kind, score_cut] = match(tables, Ranges(), engine=self._engine)
         return self._results[kind, score_cut]
 
@@ -162,46 +160,29 @@ def _encode(instances: Instances, rles: list[RLE] | None) -> Encoded:
     return Encoded(instances.boxes.double().cpu().numpy(), instances.scores.double().cpu().numpy(), rles)
 
 
-def _sort(instances: Encoded) -> list[int]:
-    """Indices by falling score; equal ones by their masks and boxes, so that it is the same whatever order they had."""
-    scores, boxes = instances.scores.tolist(), instances.boxes.tolist()
-    crowd = [False] * len(instances) if instances.crowd is None else instances.crowd.tolist()
-    keys = [
-        (-score, rle["counts"], box, c) for score, rle, box, c in zip(scores, instances.rles, boxes, crowd, strict=True)
-    ]
-    return sorted(range(len(keys)), key=keys.__getitem__)
-
-
-def _compare(order: list[int], found: Encoded, true_order: list[int], truth: Encoded) -> _Image:
-    masks, true_masks = ([one.rles[i] for i in chosen] for one, chosen in ((found, order), (truth, true_order)))
-    boxes, true_boxes = (_to_xywh(one.boxes[chosen]) for one, chosen in ((found, order), (truth, true_order)))
-    crowd = np.zeros(len(truth), bool) if truth.crowd is None else truth.crowd[true_order]
-    shape, flags = (len(masks), len(true_masks)), crowd.tolist()
+def _compare(found: Encoded, truth: Encoded) -> dict[Kind, Table]:
+    boxes, true_boxes = _to_xywh(found.boxes), _to_xywh(truth.boxes)
+    crowd = np.zeros(len(truth), bool) if truth.crowd is None else truth.crowd
     # COCO's size bins go by the mask of the truth, but by what is scored, mask or box, of a detection.
     by_mask = Table(
-        scores=found.scores[order],
-        ious=np.asarray(coco_mask.iou(masks, true_masks, flags), dtype=np.float64).reshape(shape),
-        areas=mask_areas(masks),
-        true_areas=mask_areas(true_masks),
+        scores=found.scores,
+        ious=_iou(found.rles, truth.rles, crowd),
+        areas=mask_areas(found.rles),
+        true_areas=mask_areas(truth.rles),
         crowd=crowd,
     )
-    ious = np.asarray(coco_mask.iou(boxes, true_boxes, flags), dtype=np.float64).reshape(shape)
-    by_box = replace(by_mask, ious=ious, areas=boxes[:, 2] * boxes[:, 3])
-    digest = hashlib.blake2b(repr(shape).encode(), digest_size=16)
-    for numbers in (by_mask.scores, by_mask.ious, by_mask.areas, by_mask.true_areas, crowd, ious, by_box.areas):
-        digest.update(np.ascontiguousarray(numbers).tobytes())
-    return _Image({"mask": by_mask, "box": by_box}, digest.digest())
+    return {
+        "mask": by_mask,
+        "box": replace(by_mask, ious=_iou(boxes, true_boxes, crowd), areas=boxes[:, 2] * boxes[:, 3]),
+    }
+
+
+def _iou(found: list[RLE] | np.ndarray, truth: list[RLE] | np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    ious = coco_mask.iou(found, truth, crowd.tolist())
+    return np.asarray(ious, dtype=np.float64).reshape(len(found), len(truth))
 
 
 def _to_xywh(boxes: np.ndarray) -> np.ndarray:
     """(N, 4) corners -> (N, 4) float64 corner and sides."""
     boxes = boxes.astype(np.float64).reshape(-1, 4)
     return np.concatenate([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]], axis=1)
-
-
-def _cut(table: Table, score_cut: float | None) -> Table:
-    """Without the detections below the cut. Matching goes by falling score: what is left is matched as before."""
-    if score_cut is None:
-        return table
-    kept = int((table.scores >= score_cut).sum())
-    return replace(table, scores=table.scores[:kept], ious=table.ious[:kept], areas=table.areas[:kept])

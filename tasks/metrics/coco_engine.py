@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,6 +41,19 @@ class Table:
     true_areas: np.ndarray
     crowd: np.ndarray
 
+    def cut(self, score_cut: float | None) -> Table:
+        """Without the detections below it. Matching goes by falling score: what is left is matched as before."""
+        if score_cut is None:
+            return self
+        kept = int((self.scores >= score_cut).sum())
+        return replace(self, scores=self.scores[:kept], ious=self.ious[:kept], areas=self.areas[:kept])
+
+    def digest(self) -> bytes:
+        """Of all numbers."""
+        numbers = (self.scores, self.ious, self.areas, self.true_areas, self.crowd)
+        content = b"".join(np.ascontiguousarray(one).tobytes() for one in numbers)
+        return hashlib.blake2b(content + repr(self.ious.shape).encode(), digest_size=16).digest()
+
 
 @dataclass(frozen=True)
 class Ranges:
@@ -64,8 +78,10 @@ class Result:
 def match(tables: Sequence[Table], ranges: Ranges, *, engine: Engine | None = None) -> Result:
     """Greedy matching by falling score within each table, then precision and recall over all of them.
 
-    Detections of equal score rank in the order of the tables. engine: None takes the fastest that is installed.
+    Detections of equal score rank by the content of their tables, so that the order of these changes nothing. engine:
+    None takes the fastest that is installed.
     """
+    tables = sorted(tables, key=Table.digest)
     areas, counts = len(AREAS), len(MAX_DETECTIONS)
     if not any(len(table.true_areas) for table in tables):
         shape = (len(IOU_THRESHOLDS), len(RECALLS), areas, counts)

@@ -127,8 +127,8 @@ def _score_united(
 ) -> _Sequence:
     region, boundary = np.zeros((2, 1, len(frames)))
     for column, frame in enumerate(frames):
-        masks = (_decode(tracks, frame, size).any(0, keepdims=True) for tracks in (found, truth))
-        j, f = compare_masks(*masks, _decode_one(void[frame], size))
+        united, expected = (np.asarray(_decode(tracks, frame, size).any(0))[None] for tracks in (found, truth))
+        j, f = compare_masks(united, expected, _decode_one(void[frame], size))
         region[0, column], boundary[0, column] = j[0, 0], f[0, 0]
     return _Sequence(region, boundary)
 

@@ -19,6 +19,9 @@ MAX_PIXELS = 64_000_000
 """Pictures that claim more are refused before decoding."""
 
 _EXIF_ORIENTATION = 0x0112
+_MASK_FORMATS = ("BMP", "PNG", "PPM")
+_EXACT_16_BIT = ("I", "I;16", "I;16B")
+_BROKEN_PICTURE = (OSError, ValueError, SyntaxError, EOFError, TypeError, LookupError, OverflowError, zlib.error)
 _KITTI_SCALE, _KITTI_OFFSET = 64.0, 2**15
 
 
@@ -69,7 +72,7 @@ def check_whole(data: bytes, *, where: str) -> None:
     try:
         with Image.open(io.BytesIO(data)) as image:
             image.load()
-    except (OSError, ValueError, SyntaxError, EOFError, TypeError, KeyError, IndexError, OverflowError, zlib.error):
+    except _BROKEN_PICTURE:
         raise DataError(f"{where}: the picture is cut short or damaged") from None
 
 
@@ -105,6 +108,47 @@ def encode_rgb(frame: np.ndarray | bytes, *, jpeg_quality: int | None, where: st
     if jpeg_quality is None:
         return _encode(".png", bgr), ".png"
     return _encode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]), ".jpg"
+
+
+def decode_labels(
+    data: bytes, *, size: tuple[int, int] | None = None, void: int | None = None, where: str
+) -> np.ndarray:
+    """(H, W) uint8, uint16 or int32: the ids that a mask picture (PNG, BMP, PGM or PPM) has in its pixels.
+
+    Of a palette picture the indices, of a grey one the levels (8 or 16 bit); of a coloured one the level where red,
+    green and blue are equal, else 256 + 65536 red + 256 green + blue. Alpha is dropped. void: the index of a palette
+    that becomes 0. size: (height, width) that the header must claim.
+    """
+    header = read_header(data, where=where)
+    if size is not None and header.size != size:
+        claimed = f"{header.size[1]} x {header.size[0]}"
+        raise DataError(f"{where}: is {claimed}, its picture {size[1]} x {size[0]}: mask refused")
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.format not in _MASK_FORMATS or (image.mode not in _EXACT_16_BIT and _is_16_bit_png(data)):
+                raise DataError(f"{where}: no mask of exact ids: expected a PNG, BMP, PGM or PPM, with 8 bits a colour")
+            image.load()
+            pixels = np.asarray(image)
+            mode = image.mode
+    except DataError:
+        raise
+    except _BROKEN_PICTURE:
+        raise DataError(f"{where}: the picture is cut short or damaged") from None
+    if mode == "P" and void is not None:
+        return np.where(pixels == void, 0, pixels).astype(np.uint8)
+    if mode in ("P", "L", "1", *_EXACT_16_BIT):
+        return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
+    if mode == "LA":
+        return np.ascontiguousarray(pixels[..., 0])
+    if mode not in ("RGB", "RGBA"):
+        raise DataError(f"{where}: a picture of mode {mode} is no mask")
+    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
+    return np.where((red == green) & (green == blue), red, 256 + (red << 16) + (green << 8) + blue)
+
+
+def _is_16_bit_png(data: bytes) -> bool:
+    """By the bit depth in its header: the reader would drop the lower half of each colour."""
+    return data[:8] == b"\x89PNG\r\n\x1a\n" and data[24:25] == b"\x10"
 
 
 def encode_rle(mask: np.ndarray) -> dict[str, Any]:

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
     from tasks.clips import ClipEntry
     from tasks.params import IngestParams
 
-DATASETS: dict[str, str] = {}
+DATASETS: dict[str, str] = {
+    "davis": "davis",
+    "nuscenes": "nuscenes",
+    "youtube_vis": "youtube_vis",
+}
 """KIND of `KIND:URL` -> the module here whose `open_KIND(url, params)` lists its jobs."""
 
 

@@ -76,8 +76,26 @@ class YoutubeVisParams:
 
     __pydantic_config__: ClassVar = FORBID
 
+    splits: Annotated[tuple[Literal["train", "valid", "test"], ...], Field(min_length=1)] | None = None
+    """Parts of a release to read; null: all that are there."""
+    frames: Literal["ordinary", "all"] = "ordinary"
+    """ordinary: those that the annotation file lists, every fifth. all: the all-frames release, which lies beside."""
+    source_rate_hz: PositiveFloat = 30.0
+    """Of the videos that the frame numbers count in; nominal, the release does not state it."""
     min_rate_hz: PositiveFloat | None = None
-    """The rate that is enough for this source; null: ingest.min_rate_hz, which refuses the ordinary release (6 Hz)."""
+    """The rate that is enough for this source; null: ingest.min_rate_hz, which refuses the ordinary release (6 Hz).
+    The pairs stage keeps what was accepted here."""
+    videos: Annotated[tuple[NonNegativeInt, ...], Field(min_length=1)] | None = None
+    """Only the videos of these ids; the thesis has 60, 63, 93 and 362."""
+    max_videos: PositiveInt | None = None
+    """At most the first so many of each annotation file."""
+    split: Literal["train_train", "train_val", "both"] | None = None
+    """Cut the train part in two: ten videos of each class make train_val (split val of the clips), the others
+    train_train (split train). One of the names takes its videos alone."""
+    split_seed: Seed = 0
+    """Draws the ten videos of each class."""
+    exhaustive: bool = False
+    """Take the annotations for every object there is, as its own evaluation does within 40 classes."""
 
 
 @dataclass(frozen=True)
@@ -86,17 +104,48 @@ class NuscenesParams:
 
     __pydantic_config__: ClassVar = FORBID
 
+    version: str | None = None
+    """The folder of tables, such as v1.0-mini; null: the only one there is."""
+    cameras: Literal["all"] | Annotated[tuple[str, ...], Field(min_length=1)] = ("CAM_FRONT",)
+    """Channels; each makes clips of its own."""
+    scenes: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """Names of scenes, such as scene-0061, in nuImages tokens of samples; null: all."""
+    max_gap_ms: PositiveFloat | None = None
+    """A longer interval between two pictures ends a clip, and the pairs stage accepts those up to it; null: one and a
+    half nominal intervals, 125 ms at 12 Hz."""
     min_rate_hz: PositiveFloat | None = None
-    """The rate that is enough for this source; null: ingest.min_rate_hz."""
+    """The mean rate, without gaps, that is enough for this source; null: ingest.min_rate_hz, which refuses nuImages
+    (2 Hz)."""
 
 
 @dataclass(frozen=True)
 class DavisParams:
-    """`davis:URL`, the root of a dataset of folders of frames and of PNG masks: DAVIS and what is laid out alike."""
+    """`davis:URL`, the root of a dataset of folders of frames and of mask pictures: DAVIS and what is laid out alike.
+
+    docs/datasets.md says what each layout is.
+    """
 
     __pydantic_config__: ClassVar = FORBID
 
-    rate_hz: PositiveFloat = 24.0
-    """Of the frames, which carry no times."""
+    layout: Literal["davis", "flat", "plain", "segtrack_v2", "fbms", "youtube_vos"] | None = None
+    """null: recognised by the folders that there are; to be stated where two layouts fit."""
+    resolution: str | None = None
+    """480p, 1080p, Full-Resolution; null: 480p, or the only one there is."""
+    annotations: str | None = None
+    """Folder of the masks, such as Annotations_unsupervised; null: Annotations, or the only one there is."""
+    split: str | None = None
+    """Ingest the sequences of this split alone: a list in ImageSets (val, 2016/val), or train, val or test where the
+    release has a folder for each."""
+    list: str | None = None
+    """Path or URL of a list of sequences, one a line: ingest those alone."""
+    sequences: tuple[str, ...] = ()
+    """Names of sequences: ingest those alone."""
+    motion_groups: str | None = None
+    """Path or URL of JSON {sequence: [[id, id], ...]}: objects that move jointly count as one, as in DAVIS17-motion."""
+    merge: bool = False
+    """All objects count as one, as DAVIS 2016 and the single-object scores have it."""
+    rate_hz: Annotated[float, Field(ge=0.1, le=1000)] | None = None
+    """Rate at which frame numbers count up, as frames carry no times; null: 24 for DAVIS, 30 for YouTube-VOS, whose
+    every fifth frame is 6 Hz; to be stated for the others."""
     min_rate_hz: PositiveFloat | None = None
-    """The rate that is enough for this source; null: ingest.min_rate_hz."""
+    """The rate that is enough for this source; null: ingest.min_rate_hz, which refuses every fifth frame."""

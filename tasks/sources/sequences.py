@@ -56,7 +56,7 @@ class SequenceJob:
     rate_hz: its nominal rate, which must reach min_rate_hz (the source's own decision, else ingest.min_rate_hz).
     shape: what shapes the clips beside the parameters that all sequences share. Others as in ClipKind.
     Pictures that cannot be used are left out, and truth that cannot be, each counted in the clips' note with the first
-    reason.
+    reason; so are the gaps that end a clip.
     """
 
     source: str
@@ -95,16 +95,20 @@ class SequenceJob:
                 max_gap_us=self.max_gap_us,
             )
             chosen = resample(track(read, self.source), from_hz=self.rate_hz, to_hz=params.rate_hz)
-            asking = _Asking(self.truth, Path(spool))
+            asking, gaps = _Asking(self.truth, Path(spool)), _Gaps(self.max_gap_us)
             try:
                 entries = write_clips(
-                    folder, _decode_all(chosen, refused), lambda picture: picture.content, kind, to_masks=asking.masks
+                    folder,
+                    gaps.watch(_decode_all(chosen, refused)),
+                    lambda picture: picture.content,
+                    kind,
+                    to_masks=asking.masks,
                 )
             except SourceError as error:
                 raise SourceError(refused[0] if refused else str(error)) from None
         if len(refused) > len(pictures) / 2:
             raise SourceError(f"{len(refused)} of {len(pictures)} pictures cannot be used: {refused[0]}")
-        note = _describe(refused, len(pictures), asking)
+        note = _describe(refused, len(pictures), asking, gaps)
         return [replace(entry, note=note) for entry in entries]
 
     def _hash(self, digest: str) -> str:
@@ -146,10 +150,32 @@ class _Asking:
             return None
 
 
-def _describe(refused: list[str], pictures: int, asking: _Asking) -> str | None:
+class _Gaps:
+    """Counts the intervals that end a clip, and keeps the longest."""
+
+    def __init__(self, max_gap_us: int | None) -> None:
+        self.max_gap_us = max_gap_us
+        self.count = 0
+        self.longest_us = 0
+
+    def watch(self, pictures: Iterator[_ReadPicture]) -> Iterator[_ReadPicture]:
+        before_us: int | None = None
+        for picture in pictures:
+            if self.max_gap_us is not None and before_us is not None and picture.time_us - before_us > self.max_gap_us:
+                self.count += 1
+                self.longest_us = max(self.longest_us, picture.time_us - before_us)
+            before_us = picture.time_us
+            yield picture
+
+
+def _describe(refused: list[str], pictures: int, asking: _Asking, gaps: _Gaps) -> str | None:
     notes = [f"{len(refused)} of {pictures} pictures left out: {refused[0]}"] if refused else []
     if asking.refused:
         notes.append(f"truth of {len(asking.refused)} of {asking.asked} pictures left out: {asking.refused[0]}")
+    if gaps.count and gaps.max_gap_us is not None:
+        notes.append(
+            f"{gaps.count} gaps over {gaps.max_gap_us / 1e3:.0f} ms, the longest {gaps.longest_us / 1e3:.0f} ms"
+        )
     return "; ".join(notes) or None
 
 
@@ -163,7 +189,7 @@ def _fetch_all(pictures: list[TimedPicture], spool: Path, refused: list[str]) ->
     for index, picture in enumerate(pictures):
         try:
             with open_local(picture.place, spool) as path:
-                digest.update(hashlib.sha256(_read_bytes(path, picture.place.shown)).digest())
+                digest.update(hashlib.sha256(read_bytes(path, picture.place.shown)).digest())
                 if path.is_relative_to(spool):  # a copy, which would go again
                     path = path.rename(spool / f"{index:06d}{picture.place.suffix}")
         except SourceError as error:
@@ -180,7 +206,7 @@ def _decode_all(pictures: Iterator[TimedPicture], refused: list[str]) -> Iterato
     for picture in pictures:
         name = Path(picture.place.shown).name
         try:
-            content, found = _decode(_read_bytes(Path(picture.place.url), picture.place.shown), name)
+            content, found = _decode(read_bytes(Path(picture.place.url), picture.place.shown), name)
         except (DataError, SourceError) as error:
             refused.append(str(error))
             continue
@@ -203,12 +229,16 @@ def _decode(data: bytes, name: str) -> tuple[np.ndarray | bytes, tuple[int, int]
     return rgb, (rgb.shape[0], rgb.shape[1])
 
 
-def _read_bytes(path: Path, shown: str) -> bytes:
+def read_bytes(path: Path, shown: str, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
+    """All of a file. Raises SourceError where it cannot be read or has more than `max_bytes`, which is found out first.
+
+    `shown` is what messages call it.
+    """
     try:
         with open(path, "rb") as file:
-            data = file.read(MAX_PICTURE_BYTES + 1)
+            data = file.read(max_bytes + 1)
     except OSError as error:
         raise SourceError(f"{shown}: cannot be read ({error.strerror})") from None
-    if len(data) > MAX_PICTURE_BYTES:
-        raise SourceError(f"{shown}: larger than {MAX_PICTURE_BYTES // 2**20} MiB: not a picture of a video")
+    if len(data) > max_bytes:
+        raise SourceError(f"{shown}: larger than {max_bytes // 2**20} MiB: not a picture of a video, nor of its masks")
     return data

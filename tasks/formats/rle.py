@@ -28,8 +28,9 @@ def encode_masks(masks: Tensor) -> list[RLE]:
 
 def mask_areas(rles: list[RLE]) -> np.ndarray:
     """Pixels in each mask: (N,) float64."""
-    # One by one: pycocotools 2.0.11 fails on more than 255 at once.
-    return np.array([coco_mask.area(rle) for rle in rles], dtype=np.float64)
+    # pycocotools 2.0.11 fails on more than 255 at once.
+    batches = (coco_mask.area(rles[start : start + 255]) for start in range(0, len(rles), 255))
+    return np.concatenate([np.zeros(0), *batches])
 
 
 def read_mask(segmentation: Any, size: tuple[int, int], *, where: str) -> RLE:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import get_args
+from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -185,6 +187,31 @@ def test_agrees_with_a_slow_implementation(seed: int, engine: Engine) -> None:
     assert (scores["AP50"], scores["AP75"]) == pytest.approx((everything[0, 0], everything[5, 0]))
     assert scores["AR10"] == scores["AR100"] == pytest.approx(everything[:, 1].mean())
     assert scores["AR1"] == pytest.approx(np.mean([slow_scores(videos, t, 1)[1] for t in thresholds]))
+
+
+def test_a_published_result_is_reproduced(shared_data: Path) -> None:
+    """The toy sample of SA-Co/VEval: truth, predictions, and what its own evaluation makes of them."""
+    folder = shared_data / "ytvis_schema_sample"
+    truth, found, published = (
+        json.loads((folder / f"toy_saco_veval_sav_test_{name}.json").read_text(encoding="utf-8"))
+        for name in ("gt", "pred", "eval_res")
+    )
+    [video] = truth["videos"]
+    size = (video["height"], video["width"])
+
+    def read(annotation: dict[str, Any]) -> MaskTrack:
+        rles = [rle and {"size": list(size), "counts": rle["counts"]} for rle in annotation["segmentations"]]
+        return MaskTrack(rles, annotation.get("score", 1.0))
+
+    categories = {one["category_id"] for one in truth["annotations"]}
+    precisions = []
+    for category in categories:
+        evaluator = YtvisEvaluator()
+        both = ([read(one) for one in many if one["category_id"] == category] for many in (found, truth["annotations"]))
+        evaluator.process(video["id"], size, *both, frames=video["length"])
+        precisions.append(evaluator.evaluate()["AP"])
+    assert len(categories) == 7
+    assert np.mean(precisions) == pytest.approx(published["dataset_results"]["video_mask_mAP_50_95"], abs=1e-12)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from flows import model_commands
 from tasks.errors import MosisError, ParamsError, SourceError
 
 VIDEO_DEFAULTS = {
@@ -88,6 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="what the next run would do, and which model is champion")
     status.add_argument("folder", type=Path, nargs="?", default=Path(), metavar="DIR")
     status.set_defaults(command=status_command)
+    model_commands.add_commands(commands)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +12,7 @@ from tasks.errors import DataError
 from tasks.formats.coco import CocoAnnotation, CocoImage
 from tasks.formats.rle import RLE, encode_masks, mask_areas
 from tasks.formats.ytvis import Track, Video
+from tasks.params import ExportParams
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,8 @@ class ClipLabels:
     def add_frame(self, frame: int, linked: Instances) -> None:
         """Instances with track ids, in the clip's own pixels."""
         assert linked.track_ids is not None
-        rles = encode_masks(linked.masks)
-        columns = zip(
-            rles, linked.boxes.tolist(), mask_areas(rles).tolist(), linked.scores.tolist(), linked.track_ids.tolist(),
-            strict=True,
-        )  # fmt: skip
-        for rle, (x1, y1, x2, y2), area, score, track_id in columns:
-            box = [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)]
-            self.labels.append(Label(frame, track_id, rle, box, area, round(score, 4)))
+        for (rle, box, area, score), track_id in zip(measure(linked), linked.track_ids.tolist(), strict=True):
+            self.labels.append(Label(frame, track_id, rle, box, area, score))
 
     def images(self, first_id: int) -> Iterator[CocoImage]:
         """One entry per frame, labelled or not, numbered from `first_id`."""
@@ -112,6 +107,20 @@ class ClipLabels:
             areas=[None if label is None else label.area for label in seen],
             extra=extra,
         )
+
+
+def measure(found: Instances) -> Iterator[tuple[RLE, list[float], float, float]]:
+    """(mask, bbox, area, score) of each instance, as label files hold them: bbox x, y, width, height in pixels."""
+    rles = encode_masks(found.masks)
+    columns = zip(rles, found.boxes.tolist(), mask_areas(rles).tolist(), found.scores.tolist(), strict=True)
+    for rle, (x1, y1, x2, y2), area, score in columns:
+        yield rle, [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)], area, round(score, 4)
+
+
+def thresholds(settings: ExportParams, method: Mapping[str, Any]) -> dict[str, float]:
+    """What decided over an annotation: of the export, and of the method's settings where it has such."""
+    of_method = {name: method[name] for name in ("nms_iou", "mask_threshold") if name in method}
+    return {"score": settings.score_threshold, "link_iou": settings.link_iou, **of_method}
 
 
 def frame_name(clip_id: str, frame: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from models.common.instances import Instances
 from tasks import tracking
-from tasks.clip_labels import ClipLabels
+from tasks.clip_labels import ClipLabels, thresholds
 from tasks.clips import ClipEntry, ClipInfo, ClipReader, open_clips
 from tasks.errors import DataError, NothingLeftError
 from tasks.files import atomic_folder, sha256_file, write_json
@@ -25,6 +26,8 @@ from tasks.predict import Predictor, predict_frames, read_resolved, shared_cores
 from tasks.progress import Progress
 
 Predict = Callable[[Sequence[np.ndarray], float | None], list[Instances]]
+Observe = Callable[[int, np.ndarray, Instances], None]
+"""Told of each frame in order: its index in its clip, (H, W, 3) uint8 RGB, its instances."""
 
 _PICTURES = 12
 _PICTURE_ROWS = 3
@@ -46,7 +49,7 @@ def run(params: Params, workspace: Path) -> None:
     trained, _ = read_resolved(resolved)
     provenance = {
         "model_version": sha256_file(weights)[:12],
-        "thresholds": _thresholds(settings, getattr(trained.train, trained.train.method)),
+        "thresholds": thresholds(settings, dataclasses.asdict(getattr(trained.train, trained.train.method))),
     }
     with shared_cores():
         summary = export_labels(predictor, clips, outputs / "labels", settings, provenance)
@@ -86,13 +89,20 @@ class Exporter:
     """Numbers everything over all clips and writes clip by clip: a clip that breaks leaves nothing in the files."""
 
     def __init__(
-        self, coco: CocoWriter, ytvis: YtvisWriter, gallery: Gallery, settings: ExportParams, provenance: dict[str, Any]
+        self,
+        coco: CocoWriter,
+        ytvis: YtvisWriter,
+        gallery: Gallery,
+        settings: ExportParams,
+        provenance: dict[str, Any],
+        observe: Observe | None = None,
     ) -> None:
         self.coco = coco
         self.ytvis = ytvis
         self.gallery = gallery
         self.settings = settings
         self.provenance = provenance
+        self.observe = observe
         self.images = self.annotations = self.tracks = 0
         self.clips: list[dict[str, Any]] = []
         self.set_aside: list[dict[str, str]] = []
@@ -128,6 +138,8 @@ class Exporter:
         for index, frame, found in frames:
             linked = linker.link(frame, found)
             labels.add_frame(index, linked)
+            if self.observe is not None:
+                self.observe(index, frame, linked)
             if picture is not None:
                 picture.offer(index, frame, linked)
             progress.advance()
@@ -194,9 +206,3 @@ def write_report_page(workspace: Path, folder: Path) -> None:
 
     with atomic_folder(folder) as temporary:
         write_report(workspace, temporary)
-
-
-def _thresholds(settings: ExportParams, config: Any) -> dict[str, float]:
-    """What decided over an annotation: of the export, and of the method where it has such."""
-    of_method = {name: getattr(config, name) for name in ("nms_iou", "mask_threshold") if hasattr(config, name)}
-    return {"score": settings.score_threshold, "link_iou": settings.link_iou, **of_method}

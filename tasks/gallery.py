@@ -28,18 +28,15 @@ class Gallery:
 
     def add(self, kind: str, picture: np.ndarray, caption: str, info: ClipInfo, frame: int) -> None:
         """picture: (h, w, 3) uint8 RGB. kind: what sort of picture, also the start of its file's name."""
+        shown = f"{short_source(info.source)}, {time_of(info, frame)}: {caption}"
+        self.put(kind, picture, caption=shown, clip_id=info.clip_id, frame=frame)
+
+    def put(self, kind: str, picture: np.ndarray, **entry: Any) -> None:
+        """A picture of no clip; `entry` says in its own words what it shows."""
         self._counts[kind] += 1
         file = f"{kind}-{self._counts[kind]:02d}.jpg"
         write_jpeg(self.folder / file, picture)
-        self.entries.append(
-            {
-                "file": f"{self.name}/{file}",
-                "kind": kind,
-                "caption": f"{short_source(info.source)}, {time_of(info, frame)}: {caption}",
-                "clip_id": info.clip_id,
-                "frame": frame,
-            }
-        )
+        self.entries.append({"file": f"{self.name}/{file}", "kind": kind, **entry})
 
 
 class WorstFrames:

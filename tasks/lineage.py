@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import re
 import subprocess
 from collections.abc import Mapping
@@ -14,7 +15,9 @@ MAX_VALUE = 500
 """Characters kept of a parameter's value: every MLflow server takes so many."""
 
 _SECRET = re.compile(r"secret|password|passwd|token|credential|api_?key|access_?key", re.IGNORECASE)
-_URL = re.compile(r"([a-z][a-z0-9+.-]*://)[^\s/@\"']*@", re.IGNORECASE)
+# A password may hold / and @ (SQLAlchemy takes it so). Where a colon has no port behind it, all up to the last @ of
+# the word is hidden.
+_URL = re.compile(r"([a-z][a-z0-9+.-]*://)(?:[^\s/@\"':]*:(?!\d+[/?#])[^\s\"']*@|[^\s/\"']*@)", re.IGNORECASE)
 _QUERY = re.compile(r"([a-z][a-z0-9+.-]*://[^\s?\"']*)\?[^\s\"']*", re.IGNORECASE)
 
 
@@ -42,6 +45,13 @@ def read_revisions(workspace: Path) -> dict[str, str]:
     """Tags that say what a run was made from: the revision of git and DVC's MD5 of the pairs."""
     tags = {"git_revision": _git_revision(workspace), "dvc_md5_pairs": versioning.data_md5(workspace)}
     return {name: value for name, value in tags.items() if value}
+
+
+def code_version() -> dict[str, str]:
+    """What runs: the package's version, and git's revision where it runs from a checkout."""
+    root = Path(__file__).resolve().parents[1]
+    revision = _git_revision(root) if (root / ".git").exists() else None
+    return {"mosis": importlib.metadata.version("mosis"), **({"git_revision": revision} if revision else {})}
 
 
 def _git_revision(workspace: Path) -> str | None:

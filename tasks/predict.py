@@ -27,7 +27,7 @@ from tasks.prefetch import prefetch
 FORMAT = 1
 """Of params.resolved.yaml, which the train stage writes: format, size [height, width] and the full params."""
 _MAX_SIDE = 4096
-_PIXELS_AT_ONCE = 8_000_000
+PIXELS_AT_ONCE = 8_000_000
 """Pixels of the frames predicted together; each may come back with dozens of masks of a byte a pixel."""
 _AGAIN = "run the train stage again (`dvc repro train`)"
 
@@ -68,21 +68,31 @@ class Predictor:
         Frames of one size go through the network together: the caller bounds the memory by how many it gives.
         score_threshold: detections below it are dropped; None takes the method's own.
         """
-        by_size: dict[tuple[int, int], list[int]] = defaultdict(list)
-        for index, frame in enumerate(frames):
-            by_size[(frame.shape[0], frame.shape[1])].append(index)
-        found: dict[int, Instances] = {}
-        for output_size, group in by_size.items():
-            images = to_tensor(np.stack([resize_frame(frames[i], self.size) for i in group]), self.device)
+
+        def run(group: list[np.ndarray]) -> list[Instances]:
+            size = (group[0].shape[0], group[0].shape[1])
+            images = to_tensor(np.stack([resize_frame(frame, self.size) for frame in group]), self.device)
             with self._autocast():
-                predicted = self.model.predict(images, score_threshold=score_threshold, output_size=output_size)
-            found.update(zip(group, map(_to_cpu, predicted), strict=True))
-        return [found[index] for index in range(len(frames))]
+                found = self.model.predict(images, score_threshold=score_threshold, output_size=size)
+            return [_to_cpu(instances) for instances in found]
+
+        return by_size(frames, run)
 
     def _autocast(self) -> contextlib.AbstractContextManager[object]:
         if self.device.type != "cuda":
             return contextlib.nullcontext()
         return torch.autocast("cuda", torch.bfloat16)
+
+
+def by_size(frames: Sequence[np.ndarray], run: Callable[[list[np.ndarray]], list[Instances]]) -> list[Instances]:
+    """What `run` gives for the frames of each size together, in the order of `frames`."""
+    groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+    for index, frame in enumerate(frames):
+        groups[frame.shape].append(index)
+    found: dict[int, Instances] = {}
+    for group in groups.values():
+        found.update(zip(group, run([frames[index] for index in group]), strict=True))
+    return [found[index] for index in range(len(frames))]
 
 
 def predict_frames(
@@ -125,7 +135,7 @@ def shared_cores() -> Iterator[None]:
 
 
 def _frames_at_once(batch_size: int, pixels: int) -> int:
-    return max(1, min(batch_size, _PIXELS_AT_ONCE // pixels))
+    return max(1, min(batch_size, PIXELS_AT_ONCE // pixels))
 
 
 def choose_device(name: str) -> torch.device:

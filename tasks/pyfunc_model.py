@@ -11,12 +11,14 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import mlflow.exceptions
 import mlflow.models
 import mlflow.pyfunc
 import numpy as np
@@ -28,7 +30,17 @@ import yaml
 BATCH = 16
 PIXELS_AT_ONCE = 8_000_000
 """Pixels of the images predicted together; each may come back with dozens of masks of a byte a pixel."""
+MAX_IMAGES = 256
+MAX_IMAGE_PIXELS = 4096 * 4096
+"""Of one call, unless the environment says otherwise."""
 FORMAT = 1
+
+
+class ImageError(mlflow.exceptions.MlflowException, ValueError):
+    """Images that are refused. As MLflow's own error it reaches the client of a server in one line, as status 400."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, error_code=mlflow.exceptions.INVALID_PARAMETER_VALUE)
 
 
 class MosisModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
@@ -36,17 +48,7 @@ class MosisModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
 
     def load_context(self, context: Any) -> None:
         artifacts = {name: Path(path) for name, path in context.artifacts.items()}
-        document = yaml.safe_load(artifacts["params"].read_text(encoding="utf-8"))
-        if document.get("format") != FORMAT:
-            raise ValueError(f"params.resolved.yaml is of format {document.get('format')}, not {FORMAT}")
-        self.size = (int(document["size"][0]), int(document["size"][1]))
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        with _without_bytecode():
-            package = import_snapshot(artifacts["models"])
-            self.images = importlib.import_module(f"{package.__name__}.common.images")
-            self.model = build_model(package, document["params"]["train"], self.size)
-        self.model.load_state_dict(safetensors.torch.load_file(artifacts["weights"]), strict=True)
-        self.model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self.network = Snapshot(artifacts["weights"], artifacts["params"], artifacts["models"])
 
     def predict(
         self, context: Any, model_input: np.ndarray, params: dict[str, Any] | None = None
@@ -56,7 +58,7 @@ class MosisModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         model_input: (N, H, W, 3) uint8 RGB of any size, or one image (H, W, 3).
         params: {"score_threshold": float in [0, 1]}; detections below it are dropped.
         Returns per image {"boxes": [[x1, y1, x2, y2], ...], "scores": [...], "masks": [COCO RLE, ...]}, x2 and y2
-        exclusive edges. Raises ValueError for other dtypes and shapes.
+        exclusive edges. Raises ValueError for other dtypes and shapes, and for more than the limits allow.
         """
         images = check_images(model_input)
         threshold = (params or {}).get("score_threshold")
@@ -66,33 +68,77 @@ class MosisModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
             found += self._predict_batch(images[start : start + step], threshold)
         return found
 
-    @torch.inference_mode()
     def _predict_batch(self, images: np.ndarray, threshold: float | None) -> list[dict[str, Any]]:
+        return [to_plain(instances) for instances in self.network(images, threshold)]
+
+
+class Snapshot:
+    """A trained network under the code that it was registered with."""
+
+    def __init__(self, weights: Path, params: Path, sources: Path, device: str = "auto") -> None:
+        """weights: safetensors. params: params.resolved.yaml. sources: the folder `models`. device: auto, cpu or cuda.
+
+        Raises ValueError where the params are of another format.
+        """
+        document = yaml.safe_load(params.read_text(encoding="utf-8"))
+        if document.get("format") != FORMAT:
+            raise ValueError(f"params.resolved.yaml is of format {document.get('format')}, not {FORMAT}")
+        self.document = document
+        self.size = (int(document["size"][0]), int(document["size"][1]))
+        self.device = torch.device("cuda" if device != "cpu" and torch.cuda.is_available() else "cpu")
+        with _without_bytecode():
+            package = import_snapshot(sources)
+            self.images = importlib.import_module(f"{package.__name__}.common.images")
+            self.model = build_model(package, document["params"]["train"], self.size)
+        self.model.load_state_dict(safetensors.torch.load_file(weights), strict=True)
+        self.model.to(self.device).to(memory_format=torch.channels_last).eval()
+
+    @torch.inference_mode()
+    def __call__(self, images: np.ndarray, threshold: float | None) -> list[Any]:
+        """The snapshot's own Instances of each of (N, H, W, 3) uint8 RGB, best score first, in the images' pixels."""
         height, width = images.shape[1:3]
         small = np.stack([self.images.resize_frame(image, self.size) for image in images])
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
-            predicted = self.model.predict(
+            found: list[Any] = self.model.predict(
                 self.images.to_tensor(small, self.device), score_threshold=threshold, output_size=(height, width)
             )
-        return [to_plain(instances) for instances in predicted]
+        return found
 
 
 def check_images(model_input: np.ndarray) -> np.ndarray:
-    """As (N, H, W, 3) uint8. Raises ValueError in one line for anything else."""
+    """As (N, H, W, 3) uint8. Raises ValueError in one line for anything else, and for more images or pixels than
+    MOSIS_MAX_IMAGES and MOSIS_MAX_IMAGE_PIXELS of the environment allow: whoever asks a server cannot exhaust it.
+    """
     images = np.asarray(model_input)
     if images.dtype != np.uint8:
-        raise ValueError(f"images must be uint8 RGB in 0 to 255, not {images.dtype}: scale and convert them first")
+        raise ImageError(f"images must be uint8 RGB in 0 to 255, not {images.dtype}: scale and convert them first")
     if images.ndim == 3:
         images = images[None]
     if images.ndim != 4 or images.shape[3] != 3 or 0 in images.shape[1:3]:
-        raise ValueError(f"images must be (N, H, W, 3) or (H, W, 3), not {images.shape}")
+        raise ImageError(f"images must be (N, H, W, 3) or (H, W, 3), not {images.shape}")
+    count, height, width = images.shape[:3]
+    most, pixels = limit("MOSIS_MAX_IMAGES", MAX_IMAGES), limit("MOSIS_MAX_IMAGE_PIXELS", MAX_IMAGE_PIXELS)
+    if count > most:
+        raise ImageError(f"{count} images at once, more than {most}: send fewer, or set MOSIS_MAX_IMAGES")
+    if height * width > pixels:
+        raise ImageError(
+            f"an image of {width} x {height}, more than {pixels} pixels: shrink it, or set MOSIS_MAX_IMAGE_PIXELS"
+        )
     return images
+
+
+def limit(name: str, otherwise: int) -> int:
+    """A limit of the environment. Raises ImageError where it is no whole number above 0."""
+    text = os.environ.get(name, str(otherwise))
+    if not text.isdecimal() or int(text) == 0:
+        raise ImageError(f"{name} must be a whole number above 0")
+    return int(text)
 
 
 def to_plain(instances: Any) -> dict[str, Any]:
     """Plain lists and COCO run lengths, ready for JSON."""
-    masks = np.asfortranarray(instances.masks.cpu().numpy().transpose(1, 2, 0).astype(np.uint8))
-    rles = pycocotools.mask.encode(masks) if len(instances) else []
+    # One by one: a copy of all masks of a large image would double its memory.
+    rles = [pycocotools.mask.encode(np.asfortranarray(mask.cpu().numpy(), dtype=np.uint8)) for mask in instances.masks]
     return {
         "boxes": instances.boxes.float().tolist(),
         "scores": instances.scores.float().tolist(),

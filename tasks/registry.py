@@ -39,20 +39,29 @@ def describe_package(workspace: Path) -> Package:
     if not weights.is_file():
         raise DataError(f"{weights} not found: run the train stage first (`dvc repro train`)")
     params, _ = read_resolved(resolved)
-    weights_sha256 = sha256_file(weights)
-    parts = (weights_sha256, sha256_file(resolved), digest_sources([SOURCES]), sha256_file(LOADER))
-    digest = hashlib.sha256(" ".join(parts).encode()).hexdigest()
-    return Package(weights, resolved, SOURCES, digest, weights_sha256, params.export.score_threshold)
+    digest = digest_package(weights, resolved, SOURCES, LOADER)
+    return Package(weights, resolved, SOURCES, digest, sha256_file(weights), params.export.score_threshold)
+
+
+def digest_package(weights: Path, params: Path, sources: Path, loader: Path) -> str:
+    """Hex SHA-256 that stands for one version: three files, and the Python files of the folder `sources` (models)."""
+    parts = (sha256_file(weights), sha256_file(params), digest_sources([sources]), sha256_file(loader))
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def copy_sources(package: Package, folder: Path) -> Path:
-    """Copy the Python files of `models` to folder/models: no caches, no notes."""
+    """Copy the Python files of `models` to folder/models: no caches, no notes.
+
+    Raises DataError where they are not those of the package's digest any more: nobody could load such a version.
+    """
     target = folder / "models"
     with storage_errors(target):
         for path in sorted(package.sources.rglob("*.py")):
             place = target / path.relative_to(package.sources)
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, place)
+    if digest_package(package.weights, package.params, target, LOADER) != package.digest:
+        raise DataError(f"{package.sources} or {package.weights} changed while it was registered: register again")
     return target
 
 

@@ -87,7 +87,7 @@ def test_frames_of_a_clip_come_in_order_and_large_ones_in_smaller_batches(
     assert batches == [3, 3, 1]
     assert [(index, round(left)) for index, left in walk([1, 2, 5, 6])] == [(1, 2), (2, 4), (5, 10), (6, 12)]
     assert walk([]) == []
-    monkeypatch.setattr("tasks.predict._PIXELS_AT_ONCE", 2 * 48 * 64)
+    monkeypatch.setattr("tasks.predict.PIXELS_AT_ONCE", 2 * 48 * 64)
     assert len(walk(range(7))) == 7
     assert batches == [2, 2, 2, 1]
 

@@ -13,9 +13,7 @@ from typing import Any
 import numpy as np
 import pycocotools.mask
 import pytest
-import safetensors.torch
-import torch
-import yaml
+from registered_toy import THRESHOLD, registered, write_outputs
 
 import models
 from tasks import params as parameters
@@ -24,27 +22,6 @@ from tasks.errors import DataError, StorageError
 from tasks.predict import Predictor
 
 ROOT = Path(__file__).parents[1]
-THRESHOLD = 0.1
-"""Low enough that untrained weights detect something; as a default of the model, not the code's own 0.4."""
-
-
-def write_outputs(workspace: Path, seed: int = 0) -> Path:
-    """outputs/train as the train stage leaves it, with weights drawn from `seed`."""
-    folder = workspace / "outputs" / "train"
-    folder.mkdir(parents=True, exist_ok=True)
-    params = parameters.parse(
-        {"train": {"mosis": {"objective": "literal", "mask_threshold": 0.4}}, "export": {"score_threshold": THRESHOLD}}
-    )
-    torch.manual_seed(seed)
-    model = models.METHODS["mosis"](params.train.mosis, (64, 64))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.5)  # else all scores are nearly the same
-    safetensors.torch.save_file(model.state_dict(), folder / "weights.safetensors")
-    document = {"format": 1, "method": "mosis", "size": [64, 64], "params": parameters.to_dict(params)}
-    (folder / "params.resolved.yaml").write_text(yaml.safe_dump(document))
-    (folder / "summary.json").write_text(json.dumps({"run_id": None}))
-    return workspace
 
 
 def write_metrics(workspace: Path) -> None:
@@ -62,12 +39,7 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A workspace with one registered version; its store takes seconds to set up, so the tests share it."""
     folder = write_outputs(tmp_path_factory.mktemp("workspace"))
     write_metrics(folder)
-    with pytest.MonkeyPatch.context() as patch:
-        # A copy, so that an edit of the code in the middle of the tests makes no other version.
-        patch.setattr(registry, "SOURCES", Path(shutil.copytree(registry.SOURCES, folder / "code" / "models")))
-        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
-        patch.delenv("MOSIS_TRACKING", raising=False)
-        assert tracking.register(folder) == tracking.RegisteredVersion("1", "models:/mosis@champion", created=True)
+    with registered(folder):
         yield folder
 
 

@@ -25,9 +25,17 @@ _NOTED_SHARE = 0.98
 
 
 def open_video(url: str, params: IngestParams) -> list[VideoJob | PicturesJob]:
+    """The jobs of `list_media`. Raises SourceError where there are only pictures and no stated rate, too."""
+    jobs = list_media(url, params)
+    if params.image_rate_hz is None and all(isinstance(job, PicturesJob) for job in jobs):
+        raise SourceError(f"{hide_credentials(url)}: {STATE_RATE}")
+    return jobs
+
+
+def list_media(url: str, params: IngestParams) -> list[VideoJob | PicturesJob]:
     """One job per video file, and one per folder that holds pictures and no video (beside video they are thumbnails).
 
-    Raises SourceError where there is neither, or only pictures and no stated rate.
+    Raises SourceError where there is neither.
     """
     places = list_files(url)
     shown = hide_credentials(url)
@@ -46,8 +54,6 @@ def open_video(url: str, params: IngestParams) -> list[VideoJob | PicturesJob]:
             jobs.append(PicturesJob(parent or ".", tuple(pictures), params))
     if not jobs:
         raise SourceError(f"{shown}: holds no video and no pictures: check the folder (ingest.sources)")
-    if params.image_rate_hz is None and all(isinstance(job, PicturesJob) for job in jobs):
-        raise SourceError(f"{shown}: {STATE_RATE}")
     return jobs
 
 

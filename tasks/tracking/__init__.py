@@ -5,21 +5,25 @@ nothing. A server that is dead or full never costs a training: one line is said,
 """
 
 from tasks.tracking.connection import connect, failures, is_on, service_errors, tracking_uri
+from tasks.tracking.fetching import ModelVersion, download, resolve
 from tasks.tracking.runs import EXPERIMENT, Tracker, log_results, train_run
 from tasks.tracking.versions import REGISTERED_NAME, RegisteredVersion, find_champion, find_version, register
 
 __all__ = [
     "EXPERIMENT",
     "REGISTERED_NAME",
+    "ModelVersion",
     "RegisteredVersion",
     "Tracker",
     "connect",
+    "download",
     "failures",
     "find_champion",
     "find_version",
     "is_on",
     "log_results",
     "register",
+    "resolve",
     "service_errors",
     "tracking_uri",
     "train_run",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import tempfile
 import unicodedata
@@ -10,19 +11,22 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
-import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
 from tasks.errors import SourceError
 from tasks.files import TEMPORARY_PREFIX, storage_errors
+from tasks.sources import stores
 
 VIDEO_SUFFIXES = frozenset(
     (".3gp", ".asf", ".avi", ".flv", ".gif", ".h264", ".h265", ".ivf", ".m2ts", ".m4v", ".mjpeg", ".mjpg", ".mkv")
     + (".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".mxf", ".nut", ".ogv", ".ts", ".webm", ".wmv", ".y4m")
 )
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"))
+_VARIABLE = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+_SECRET = re.compile(r":[^:]")
+_SECRET_NAME = re.compile(r"credential|key|pass|secret|sig|token", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,38 +58,52 @@ def escape_unprintable(text: str) -> str:
 def list_files(url: str) -> list[Place]:
     """Files at `url`, itself or below it, hidden ones left out, in natural order (2 before 10).
 
-    Raises SourceError where nothing is there, or where it cannot be reached.
+    Raises SourceError where nothing is there, it may not be read or the URL holds a password, and StorageError where
+    its store fails.
     """
     shown = hide_credentials(url)
-    try:
-        filesystem, path = fsspec.core.url_to_fs(url)
-        if not filesystem.exists(path):
-            raise SourceError(f"{shown}: not found: check the path or URL (ingest.sources)")
-        if filesystem.isfile(path):
-            return [Place(shown, url)]
-        found = [str(name) for name in filesystem.find(path)]
-    except SourceError:
-        raise
-    except Exception as error:  # noqa: BLE001 - fsspec's back ends raise whatever their libraries raise
-        raise SourceError(
-            f"{shown}: cannot be listed ({_describe(error)}): check the URL and the credentials"
-        ) from None
+    _refuse_credentials(url, shown)
+    full = fill_in(url)
+    filesystem, path, found = stores.list_below(full, shown)
+    if found is None:
+        return [Place(shown, full)]
     names = [name for name in found if not _is_hidden(name, path)]
-    return [_place_below(url, filesystem, path, name) for name in sorted(names, key=natural_key)]
+    return [_place_below(full, filesystem, path, name) for name in sorted(names, key=natural_key)]
 
 
 @contextlib.contextmanager
 def open_local(place: Place, folder: Path) -> Iterator[Path]:
-    """A local path with the content of `place`: its own, or that of a copy in `folder` which is removed afterwards."""
-    filesystem, path = fsspec.core.url_to_fs(place.url)
-    if isinstance(filesystem, LocalFileSystem):
-        yield Path(path)
+    """A local path with the content of `place`: its own, or that of a copy in `folder` which is removed afterwards.
+
+    A copy is whole. Raises SourceError and StorageError as `list_files`.
+    """
+    url = fill_in(place.url)
+    if is_local(url):
+        yield Path(LocalFileSystem._strip_protocol(url))
         return
     with storage_errors(folder), tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as temporary:
         copy = Path(temporary, "source" + place.suffix)
-        with open(copy, "wb") as target:
-            _fetch(filesystem, path, target, place.shown)
+        stores.fetch(url, place.shown, copy)
         yield copy
+
+
+def is_local(url: str) -> bool:
+    """Whether this is a path of this machine, which a file name with a colon in it remains."""
+    return url.startswith(("/", "file://", "local://")) or ("://" not in url and "::" not in url)
+
+
+def fill_in(url: str) -> str:
+    """The URL with the environment's values in place of ${NAME}; local paths stay. Raises SourceError if one is unset.
+
+    Credentials that a store wants in its URL come in so: params.yaml and dvc.lock keep the name alone.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in os.environ:
+            raise SourceError(f"{hide_credentials(url)}: ${{{found[1]}}} is not set: set {found[1]} in the environment")
+        return os.environ[found[1]]
+
+    return url if is_local(url) else _VARIABLE.sub(value, url)
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
@@ -94,41 +112,43 @@ def natural_key(name: str) -> list[tuple[int, int, str]]:
     return [(0, int(part), part) if part.isdigit() and part.isascii() else (1, 0, part) for part in parts]
 
 
-def _fetch(filesystem: Any, path: str, target: Any, shown: str) -> None:
-    try:
-        source = filesystem.open(path, "rb")
-        with source:
-            while block := source.read(2**20):
-                _write(target, block)
-    except _WriteError as error:
-        raise error.cause from None
-    except Exception as error:  # noqa: BLE001 - as above
-        raise SourceError(f"{shown}: cannot be fetched ({_describe(error)})") from None
-
-
-class _WriteError(Exception):
-    def __init__(self, cause: OSError) -> None:
-        self.cause = cause
-
-
-def _write(target: Any, block: bytes) -> None:
-    """Keep the local disk's errors apart from the remote's."""
-    try:
-        target.write(block)
-    except OSError as error:
-        raise _WriteError(error) from None
-
-
 def _hide_in_part(part: str) -> str:
     if "://" not in part or part.startswith("file://"):
         return part
-    pieces = urlsplit(part)
-    return f"{pieces.scheme}://{pieces.netloc.rpartition('@')[2]}{pieces.path}"
+    scheme, _, rest = part.partition("://")
+    _, netloc, path = _split(rest)
+    return f"{scheme}://{netloc}{re.split('[?#]', path, maxsplit=1)[0]}"
 
 
-def _describe(error: Exception) -> str:
-    """The kind of an error and never its text, which may quote the URL with its credentials."""
-    return type(error).__name__
+def _split(rest: str) -> tuple[str, str, str]:
+    """(user and password, host and port, all that follows) of a URL without its scheme.
+
+    Secret keys hold slashes: where a colon is followed by no port, what looks like a path may be the rest of one.
+    """
+    host = re.match(r"[^/?#]*", rest)
+    netloc = host[0] if host else ""
+    user, at, server = netloc.rpartition("@")
+    if at or not re.search(r":(?!\d*$)", netloc.rpartition("]")[2]):
+        return user, server, rest[len(netloc) :]
+    user, at, after = rest.rpartition("@")
+    if not at:
+        return rest, netloc.partition(":")[0], ""
+    server = re.split("[/?#]", after, maxsplit=1)[0]
+    return user, server, after[len(server) :]
+
+
+def _refuse_credentials(url: str, shown: str) -> None:
+    """Raise SourceError where a URL holds a secret: dvc.lock, which git keeps, copies the URL from params.yaml."""
+    for part in url.split("::"):
+        if is_local(part):
+            continue
+        user, _, path = _split(part.partition("://")[2])
+        names = [name for name, text in parse_qsl(urlsplit(path).query) if text and not _VARIABLE.search(text)]
+        if _SECRET.search(_VARIABLE.sub("", user)) or any(_SECRET_NAME.search(name) for name in names):
+            raise SourceError(
+                f"{shown}: its URL holds a password or key, which params.yaml and dvc.lock would keep: set it in the "
+                "environment and write ${NAME} in its place (docs/stores.md)"
+            )
 
 
 def _is_hidden(name: str, root: str) -> bool:

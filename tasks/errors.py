@@ -3,6 +3,7 @@
     MosisError
     ├── ParamsError      params.yaml: unknown key, wrong type, value out of range       (also a ValueError)
     ├── SourceError      something to ingest that cannot be: missing, empty, undecodable (also a ValueError)
+    │   └── AbsentError  a part of a dataset that was never brought here
     ├── DataError        a file of ours or a label file that is broken or does not fit   (also a ValueError)
     ├── NothingLeftError every input of a stage was set aside, or more than the allowed share
     ├── CollapseError    training has degenerated: nothing anywhere, one mask for everything, NaN
@@ -28,6 +29,10 @@ class ParamsError(MosisError, ValueError):
 
 
 class SourceError(MosisError, ValueError):
+    pass
+
+
+class AbsentError(SourceError):
     pass
 
 

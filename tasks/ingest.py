@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.clips import REJECTED, ClipEntry, write_manifest
-from tasks.errors import MosisError, NothingLeftError, ParamsError, StorageError
+from tasks.errors import AbsentError, MosisError, NothingLeftError, ParamsError, StorageError
 from tasks.files import atomic_folder, storage_errors
 from tasks.params import IngestParams, Params
 from tasks.pool import Outcome, map_unordered
@@ -38,7 +38,8 @@ def run(params: Params, workspace: Path) -> None:
     with atomic_folder(folder) as temporary:
         outcomes = _run_jobs(jobs, temporary, ingest.workers)
         entries, rejected, duplicates = _collect(outcomes, temporary)
-        _check_share(rejected, len(jobs), ingest.max_rejected_share)
+        absent = sum(isinstance(outcome.error, AbsentError) for outcome in outcomes)
+        _check_share(rejected, absent, len(jobs), ingest.max_rejected_share)
         write_manifest(temporary, entries)
         lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in rejected]
         (temporary / REJECTED).write_text("".join(lines), encoding="utf-8")
@@ -125,16 +126,18 @@ def _explain(error: Exception, source: str) -> str:
     return f"unexpected {type(error).__name__}: {text[:200]}"
 
 
-def _check_share(rejected: list[Rejected], total: int, max_share: float) -> None:
+def _check_share(rejected: list[Rejected], absent: int, total: int, max_share: float) -> None:
+    """absent: how many of them were never there, which says nothing of what is; datasets are downloaded in parts."""
     if not rejected:
         return
     reasons = _list_reasons(rejected)
     if len(rejected) == total:
         raise NothingLeftError(f"nothing could be ingested: {reasons}")
-    share = len(rejected) / total
+    bad, there = len(rejected) - absent, total - absent
+    share = bad / there
     if share > max_share:
         raise NothingLeftError(
-            f"{len(rejected)} of {total} sources ({share:.0%}) set aside, more than ingest.max_rejected_share "
+            f"{bad} of {there} sources ({share:.0%}) set aside, more than ingest.max_rejected_share "
             f"({max_share:.0%}) allows: {reasons}"
         )
 

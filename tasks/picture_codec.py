@@ -40,6 +40,14 @@ class PictureHeader:
         return self.orientation == 1 and self.mode in ("RGB", "L") and self.suffix in (".jpg", ".png")
 
 
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of a picture with the header that was read from them."""
+
+    data: bytes
+    header: PictureHeader
+
+
 def read_header(data: bytes, *, where: str) -> PictureHeader:
     """Header of a picture. Raises DataError where it is no picture or claims more than MAX_PIXELS; decodes nothing."""
     try:
@@ -95,13 +103,14 @@ def decode_rgb(data: bytes, *, size: tuple[int, int] | None = None, where: str, 
     return frame
 
 
-def encode_rgb(frame: np.ndarray | bytes, *, jpeg_quality: int | None, where: str) -> tuple[bytes, str]:
+def encode_rgb(frame: np.ndarray | bytes | Encoded, *, jpeg_quality: int | None, where: str) -> tuple[bytes, str]:
     """(bytes, suffix) of (H, W, 3) uint8 RGB as JPEG, or PNG where `jpeg_quality` is None. Bytes pass through."""
     if isinstance(frame, bytes):
-        suffix = read_header(frame, where=where).suffix
-        if not suffix:
+        frame = Encoded(frame, read_header(frame, where=where))
+    if isinstance(frame, Encoded):
+        if not frame.header.suffix:
             raise DataError(f"{where}: neither JPEG nor PNG: decode it first")
-        return frame, suffix
+        return frame.data, frame.header.suffix
     if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8:
         raise ValueError(f"{where}: frames are (H, W, 3) uint8 RGB, not {frame.shape} {frame.dtype}")
     bgr = cv2.cvtColor(frame, cv2.COLOR_RGB2BGR)

@@ -125,7 +125,7 @@ def write_fbms(root: Path) -> Path:
         colours = {0: (255, 255, 255), 1: (0, 0, 0), 2: (0, 0, 255)}
         write_colours(folder / f"{index + 1:03d}_gt.ppm", labels(index + 1), colours)
         save(folder / f"{index + 1:03d}_gt.pgm", Image.fromarray(np.full(SIZE, 29, np.uint8)))
-        save(folder / f"PROB{index + 1:03d}_gt.ppm", Image.new("RGB", SIZE[::-1], (9, 9, 9)))
+        save(folder / f"PROB{index + 2:03d}_gt.ppm", Image.new("RGB", SIZE[::-1], (9, 9, 9)))
     return root
 
 

@@ -122,6 +122,7 @@ def test_fbms_has_truth_of_some_frames_on_black_or_on_white(workspace: Path) -> 
     clips = run(workspace, mini.write_fbms(workspace / "in"), rate_hz=25.0)
     assert {name: clip.split for name, clip in clips.items()} == {"cars1": "train", "camel01": "test"}
     assert [truth(clips["cars1"], index) is None for index in range(4)] == [False, True, True, False]
+    assert clips["camel01"].annotated_frames == 2
     expect(truth(clips["cars1"], 3), {80: mini.labels(3) == 1, 160: mini.labels(3) == 2})
     expect(truth(clips["camel01"], 0), {255: mini.labels(1) == 1, 256 + 255: mini.labels(1) == 2})
     assert list(run(workspace, workspace / "in", rate_hz=25.0, split="test")) == ["camel01"]
@@ -266,8 +267,11 @@ def test_files_that_are_wrong_in_the_dataset_are_set_aside(workspace: Path) -> N
 
 def test_a_root_that_is_a_link(workspace: Path) -> None:
     mini.write_davis_2016(workspace / "in")
+    mask = workspace / "in/Annotations/480p/bear/00000.png"
+    mask.rename(workspace / "in/inside.png")
+    mask.symlink_to(workspace / "in/inside.png")
     (workspace / "link").symlink_to(workspace / "in")
-    assert len(run(workspace, workspace / "link")) == 2
+    assert [one.annotated_frames for one in run(workspace, workspace / "link").values()] == [4, 4]
     assert rejected(workspace) == {}
 
 

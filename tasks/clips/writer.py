@@ -82,7 +82,7 @@ class ClipWriter:
 
     def add(
         self,
-        frame: np.ndarray | bytes,
+        frame: np.ndarray | bytes | picture_codec.Encoded,
         timestamp_us: int,
         *,
         masks: Mapping[int, np.ndarray] | None = None,
@@ -100,8 +100,9 @@ class ClipWriter:
         if index >= MAX_FRAMES:
             raise DataError(f"{self._known['source']}: more than {MAX_FRAMES} frames in one clip: lower clip_seconds")
         where = f"{self._known['source']}: frame {index}"
-        size = frame.shape[:2] if isinstance(frame, np.ndarray) else picture_codec.read_header(frame, where=where).size
-        self._check_size(size, index)
+        if isinstance(frame, bytes):
+            frame = picture_codec.Encoded(frame, picture_codec.read_header(frame, where=where))
+        self._check_size(frame.shape[:2] if isinstance(frame, np.ndarray) else frame.header.size, index)
         data, suffix = picture_codec.encode_rgb(frame, jpeg_quality=self._jpeg_quality, where=where)
         self._write(f"frames/{index:06d}{suffix}", data)
         if masks is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from tasks.clips import ClipEntry, ClipWriter, make_clip_id
 from tasks.errors import SourceError
+from tasks.picture_codec import Encoded
 
 _FASTER = 1.01
 """Video is resampled only when it is faster than wanted by more than timestamps jitter."""
@@ -95,7 +96,7 @@ def number_segments(frames: Iterable[F], clip_us: int, max_gap_us: int | None = 
 def write_clips(
     folder: Path,
     frames: Iterable[F],
-    to_picture: Callable[[F], np.ndarray | bytes],
+    to_picture: Callable[[F], np.ndarray | bytes | Encoded],
     kind: ClipKind,
     *,
     to_masks: Callable[[F], Mapping[int, np.ndarray] | None] | None = None,

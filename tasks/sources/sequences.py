@@ -17,10 +17,12 @@ from tasks.errors import DataError, SourceError
 from tasks.files import TEMPORARY_PREFIX, storage_errors
 from tasks.params import IngestParams
 from tasks.progress import track
+from tasks.sources.checking import SequenceChecker
 from tasks.sources.places import Place, open_local
 from tasks.sources.segments import ClipKind, check_rate, resample, write_clips
 
 MAX_PICTURE_BYTES = 512 * 2**20
+MAX_KEPT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -81,7 +83,8 @@ class SequenceJob:
             pictures = [picture for picture in pictures if picture.time_us < params.max_seconds * 1e6]
         with storage_errors(folder), tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as spool:
             refused: list[str] = []
-            read, digest = _fetch_all(pictures, Path(spool), refused)
+            kept: dict[str, bytes] = {}
+            read, digest = _fetch_all(pictures, Path(spool), refused, kept)
             kind = ClipKind(
                 source=self.source,
                 source_sha256=self._hash(digest),
@@ -99,7 +102,7 @@ class SequenceJob:
             try:
                 entries = write_clips(
                     folder,
-                    gaps.watch(_decode_all(chosen, refused)),
+                    gaps.watch(_decode_all(chosen, refused, kept)),
                     lambda picture: picture.content,
                     kind,
                     to_masks=asking.masks,
@@ -126,7 +129,7 @@ class SequenceJob:
 class _ReadPicture:
     time_us: int
     number: int
-    content: np.ndarray | bytes
+    content: np.ndarray | picture_codec.Encoded
     size: tuple[int, int]
 
 
@@ -179,34 +182,43 @@ def _describe(refused: list[str], pictures: int, asking: _Asking, gaps: _Gaps) -
     return "; ".join(notes) or None
 
 
-def _fetch_all(pictures: list[TimedPicture], spool: Path, refused: list[str]) -> tuple[list[TimedPicture], str]:
+def _fetch_all(
+    pictures: list[TimedPicture], spool: Path, refused: list[str], kept: dict[str, bytes]
+) -> tuple[list[TimedPicture], str]:
     """(the pictures that are there, at local paths; hex SHA-256 over their contents in order).
 
     Names do not count, so a renamed folder stays the same video. What lies elsewhere is fetched once, into `spool`.
+    The first MAX_KEPT_BYTES stay in `kept` by local path, so that they are read once, too.
     """
     digest = hashlib.sha256()
+    room = MAX_KEPT_BYTES
     found: list[TimedPicture] = []
     for index, picture in enumerate(pictures):
         try:
             with open_local(picture.place, spool) as path:
-                digest.update(hashlib.sha256(read_bytes(path, picture.place.shown)).digest())
+                data = read_bytes(path, picture.place.shown)
+                digest.update(hashlib.sha256(data).digest())
                 if path.is_relative_to(spool):  # a copy, which would go again
                     path = path.rename(spool / f"{index:06d}{picture.place.suffix}")
         except SourceError as error:
             refused.append(str(error))
             continue
-        picture = replace(picture, place=Place(picture.place.shown, str(path)))
-        found.append(picture)
+        found.append(replace(picture, place=Place(picture.place.shown, str(path))))
+        if len(data) <= room:
+            room -= len(data)
+            kept[str(path)] = data
     return found, digest.hexdigest()
 
 
-def _decode_all(pictures: Iterator[TimedPicture], refused: list[str]) -> Iterator[_ReadPicture]:
+def _decode_all(pictures: Iterator[TimedPicture], refused: list[str], kept: dict[str, bytes]) -> Iterator[_ReadPicture]:
     """What can be read, all of the first one's size; the reasons for the others go to `refused`."""
+    checker = SequenceChecker()
     size: tuple[int, int] | None = None
     for picture in pictures:
         name = Path(picture.place.shown).name
         try:
-            content, found = _decode(read_bytes(Path(picture.place.url), picture.place.shown), name)
+            data = kept.pop(picture.place.url, None) or read_bytes(Path(picture.place.url), picture.place.shown)
+            content, found = _decode(data, name, checker)
         except (DataError, SourceError) as error:
             refused.append(str(error))
             continue
@@ -219,12 +231,14 @@ def _decode_all(pictures: Iterator[TimedPicture], refused: list[str]) -> Iterato
         yield _ReadPicture(picture.time_us, picture.number, content, found)
 
 
-def _decode(data: bytes, name: str) -> tuple[np.ndarray | bytes, tuple[int, int]]:
+def _decode(
+    data: bytes, name: str, checker: SequenceChecker
+) -> tuple[np.ndarray | picture_codec.Encoded, tuple[int, int]]:
     """(content, (height, width)): the file's own bytes where it is a plain JPEG or PNG, else upright 8-bit RGB."""
-    header = picture_codec.read_header(data, where=name)
+    header = checker.read_header(data, where=name)
     if header.is_plain:
-        picture_codec.check_whole(data, where=name)
-        return data, header.size
+        checker.check_whole(data, where=name)
+        return picture_codec.Encoded(data, header), header.size
     rgb = picture_codec.decode_rgb(data, where=name, upright=True)
     return rgb, (rgb.shape[0], rgb.shape[1])
 

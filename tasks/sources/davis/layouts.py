@@ -106,7 +106,7 @@ class Folders:
         objects = sorted({name for name, _ in self.masks}, key=lambda name: natural_key(name or ""))
         found: dict[tuple[int, int], Place] = {}
         for name, place in sorted(self.masks, key=lambda mask: MASK_SUFFIXES.index(mask[1].suffix)):
-            stem = PurePosixPath(place.shown).stem.removesuffix("_gt")
+            stem = PurePosixPath(place.shown).stem
             index = by_name.get(stem, by_number.get(-1 if (number := last_number(stem)) is None else number))
             if index is not None:
                 found.setdefault((index, objects.index(name) + 1), place)

@@ -18,6 +18,7 @@ from models.mosis.config import MosisConfig
 from models.motion_labels.config import MotionLabelsConfig
 from models.yolo_supervised.config import YoloSupervisedConfig
 from tasks.errors import ParamsError
+from tasks.service_params import ServiceParams
 from tasks.sources.params import (
     FORBID,
     DavisParams,
@@ -36,6 +37,8 @@ from tasks.sources.params import (
 
 STAGES = ("ingest", "pairs", "train", "evaluate", "export")
 """Stage = file in tasks/ = stage in dvc.yaml = task in flows/pipeline.py = key in params.yaml."""
+BESIDE_STAGES = ("compute", "service")
+"""Keys of params.yaml that are no stage: results do not depend on them, so dvc.yaml does not name them."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,8 @@ class PairsParams:
     width: ImageSide = 128
     """Training size; frames are stretched to it. Multiples of 32, the network's deepest stride."""
     min_rate_hz: PositiveFloat = 12.0
-    """Pairs further apart than 1 / min_rate_hz seconds are dropped."""
+    """Pairs further apart than 1 / min_rate_hz seconds are dropped. A clip's own bound counts where it is lower:
+    what a dataset's settings accepted when it was ingested."""
     rate_tolerance: Share = 0.1
     cut_threshold: Share = 0.5
     """Drop a pair across a shot cut: distance of the frames' colour histograms, 0 (alike) to 1."""
@@ -171,6 +175,21 @@ class ExportParams:
 
 
 @dataclass(frozen=True)
+class ComputeParams:
+    """Where stages work."""
+
+    __pydantic_config__: ClassVar = FORBID
+
+    executor: Literal["local", "dask"] = "local"
+    """Of ingest, pairs and the labeller: processes on this machine, or a Dask cluster."""
+    dask_address: str | None = None
+    """Of the cluster's scheduler, e.g. tcp://127.0.0.1:8786; needed for dask. All must share the file system."""
+    train_processes: PositiveInt = 1
+    """Processes on this machine that train together, on a GPU each where there are GPUs. train.batch_size stays that
+    of all of them together. For several machines start the train stage with torchrun instead: docs/scaling.md."""
+
+
+@dataclass(frozen=True)
 class Params:
     __pydantic_config__: ClassVar = FORBID
 
@@ -179,6 +198,8 @@ class Params:
     train: TrainParams = field(default_factory=TrainParams)
     evaluate: EvaluateParams = field(default_factory=EvaluateParams)
     export: ExportParams = field(default_factory=ExportParams)
+    compute: ComputeParams = field(default_factory=ComputeParams)
+    service: ServiceParams = field(default_factory=ServiceParams)
 
 
 _ADAPTER = TypeAdapter(Params)
@@ -216,6 +237,10 @@ def to_dict(params: Any) -> dict[str, Any]:
 
 
 def _check_together(params: Params, name: str) -> None:
+    if params.compute.executor == "dask" and params.compute.dask_address is None:
+        raise ParamsError(
+            f"{name}: compute.dask_address: needed where compute.executor is dask: the scheduler's address"
+        )
     synthetic = params.ingest.synthetic
     for key in ("objects", "radius", "speed", "background_zoom"):
         low, high = getattr(synthetic, key)

@@ -6,6 +6,7 @@ its own, so that DVC and everything below it can be ended together.
 
 from __future__ import annotations
 
+import configparser
 import contextlib
 import enum
 import json
@@ -16,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -40,6 +42,10 @@ CONFIG = """\
 
 _UNCHANGED, _RESTORED, _BUSY, _DVC_FAILED = 80, 81, 82, 83
 """Exit codes of `python -m tasks.versioning`, outside what stages and shells use; 0 means that the stage ran."""
+
+_REMOTE_ADVICE = (
+    "check the remote and the credentials in the environment, then run this again, it goes on (docs/stores.md)"
+)
 
 _GRACE_S = 10.0
 """How long a stage that is told to end may take to clean up."""
@@ -82,12 +88,18 @@ def init(workspace: Path) -> None:
 
 def push(workspace: Path) -> None:
     """Send what dvc.lock names to the default remote. Raises StorageError."""
-    run_dvc(workspace, "push", "--quiet")
+    run_dvc(workspace, "push")
 
 
 def pull(workspace: Path) -> None:
-    """Fetch and check out what dvc.lock names from the default remote. Raises StorageError."""
-    run_dvc(workspace, "pull", "--quiet")
+    """Fetch and check out what dvc.lock names from the default remote. Raises StorageError.
+
+    What comes from a remote of the user's own is checked: by itself DVC takes a download that was cut short, under the
+    checksum of the whole.
+    """
+    if (name := _own_remote(workspace)) is not None:
+        run_dvc(workspace, "remote", "modify", "--local", name, "verify", "true")
+    run_dvc(workspace, "pull")
 
 
 def changed_stages(workspace: Path) -> set[str]:
@@ -134,7 +146,67 @@ def run_dvc(workspace: Path, *arguments: str) -> str:
     reason = next((line for line in lines if line.startswith("ERROR")), lines[-1]).removeprefix("ERROR: ")
     if "Unable to acquire lock" in reason:
         raise BusyError(f"{workspace}: another process works here: wait until it has finished, then run this again")
-    raise StorageError(f"{workspace}: dvc {arguments[0]}: {reason}")
+    advice = f": {_REMOTE_ADVICE}" if arguments[0] in ("push", "pull") else ""
+    raise StorageError(f"{workspace}: dvc {arguments[0]}: {_hide_credentials(reason)}{advice}")
+
+
+def _own_remote(workspace: Path) -> str | None:
+    """Name of the default remote where that is not the one of `CONFIG`, and what it fetches is not checked yet."""
+    # What DVC itself reads, by the same rules: later files win.
+    config = configparser.ConfigParser(interpolation=None, strict=False)
+    try:
+        config.read([workspace / ".dvc" / name for name in ("config", "config.local")], encoding="utf-8")
+    except (configparser.Error, UnicodeDecodeError):
+        return None  # DVC says what is wrong with it
+    name = config.get("core", "remote", fallback=REMOTE).strip("\"'")
+    verified = config.get(f"'remote \"{name}\"'", "verify", fallback="false").lower() == "true"
+    return None if name == REMOTE or verified else name
+
+
+def _hide_credentials(text: str) -> str:
+    """Without what stands before the @ of a URL, scheme and all."""
+    return re.sub(r"[^\s'\"()]*:[^\s'\"()]*@", "", text)
+
+
+def add(workspace: Path, target: str) -> None:
+    """`dvc add` a file or folder, relative to the workspace, in this process; its .dvc file lies beside it then.
+
+    Raises StorageError, BusyError where another process works here.
+    """
+    with _open(workspace, "add") as repo:
+        repo.add(str(workspace / target))
+
+
+def push_target(workspace: Path, target: str) -> None:
+    """Send what the file `target`, a .dvc relative to the workspace, names to the default remote. Raises as `add`."""
+    with _open(workspace, "push") as repo:
+        repo.push(targets=[str(workspace / target)])
+
+
+@contextlib.contextmanager
+def _open(workspace: Path, command: str) -> Iterator[Any]:
+    """DVC's Repo in this process: to start DVC for each of many small commands takes longer than they do."""
+    os.environ.setdefault("DVC_NO_ANALYTICS", "1")
+    from dvc.exceptions import DvcException
+    from dvc.lock import LockError
+    from dvc.repo import Repo
+
+    for noisy in ("dvc", "dvc_objects", "dvc_data"):  # progress and hints; what goes wrong is raised
+        logging.getLogger(noisy).setLevel(logging.CRITICAL)
+    try:
+        with Repo(str(workspace)) as repo:
+            yield repo
+    except LockError:
+        raise BusyError(
+            f"{workspace}: another process works here: wait until it has finished, then run this again"
+        ) from None
+    except (DvcException, OSError) as error:
+        if isinstance(error, MosisError):
+            raise
+        from tasks.lineage import hide_secrets  # which imports us
+
+        reason = hide_secrets(" ".join(str(error.__cause__ or error).split()))[:300]
+        raise StorageError(f"{workspace}: dvc {command}: {reason}") from None
 
 
 def _read_lock(workspace: Path) -> dict[str, Any]:
@@ -226,7 +298,7 @@ def _reproduce(stage: str) -> int:
         cause = error.__cause__ or error
         if isinstance(cause, StageCmdFailedError):
             return _stage_exit_code(str(cause))
-        print(f"dvc: {' '.join(str(cause).split())}", file=sys.stderr)
+        print(f"dvc: {_hide_credentials(' '.join(str(cause).split()))}", file=sys.stderr)
         return _BUSY if isinstance(cause, LockError) else _DVC_FAILED
     if not changed:
         return _UNCHANGED

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tasks import params, versioning
+from tasks.sources import DATASETS
 
 ROOT = Path(__file__).resolve().parents[1]
 BIN = Path(sys.executable).parent
@@ -23,6 +24,7 @@ NOT_SHAPING = {
     "tasks/progress.py": "bars",
     "tasks/process.py": "cores, threads and process signals",
     "tasks/pool.py": "spreads work, whose results do not depend on it",
+    "tasks/cluster.py": "where work runs",
     "tasks/tracking/__init__.py": "records what was done",
     "tasks/versioning.py": "names the data for the record",
 }
@@ -44,6 +46,8 @@ def imported_files(path: Path) -> set[Path]:
             base = package[: len(package) - node.level + 1] if node.level else ()
             module = ".".join([*base, *((node.module or "").split(".") if node.module else [])])
             names.update({module, *(f"{module}.{alias.name}" for alias in node.names)})
+    if path == ROOT / "tasks" / "sources" / "__init__.py":  # it imports them by name, each where it is asked for
+        names.update(f"tasks.sources.{module}" for module in DATASETS.values())
     found: set[Path] = set()
     for name in names:
         parts = name.split(".")
@@ -92,8 +96,11 @@ def test_a_stage_is_a_file_a_task_a_key_and_a_dvc_stage() -> None:
 
     assert list(stages()) == list(params.STAGES)
     assert [task.name for task in STAGE_TASKS] == list(params.STAGES)
-    assert [field.name for field in fields(params.Params)] == list(params.STAGES)
-    assert list(yaml.safe_load((ROOT / "params.yaml").read_text())) == list(params.STAGES)
+    keys = [*params.STAGES, *params.BESIDE_STAGES]
+    assert [field.name for field in fields(params.Params)] == keys
+    assert list(yaml.safe_load((ROOT / "params.yaml").read_text())) == keys
+    tracked = {key.split(".")[0] for stage in stages().values() for key in stage["params"]}
+    assert tracked == set(params.STAGES), "a key beside the stages would re-run them"
     for stage in params.STAGES:
         assert (ROOT / "tasks" / f"{stage}.py").is_file()
         assert stages()[stage]["cmd"] == f"python -m tasks {stage}"

@@ -1,0 +1,212 @@
+"""The library with real git and DVC: what is in it, what counts as done, and the record of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks import history, library, versioning
+from tasks import params as parameters
+from tasks.errors import BusyError, DataError, StorageError
+from tasks.files import write_json
+from tasks.library import Entry, Rejected
+from tests.service_toy import copy_workspace, git, make_home, make_workspace
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def made(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_workspace(tmp_path_factory.mktemp("made") / "workspace", champion=False)
+
+
+@pytest.fixture
+def workspace(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """With a home, and so a DVC remote, of its own."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    return copy_workspace(made, tmp_path / "workspace")
+
+
+def make_entry(workspace: Path, content: str = "a", **changes: Any) -> Entry:
+    """An entry on disk that nobody has versioned."""
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    entry = Entry(
+        video_id=digest[:16],
+        sha256=digest,
+        source=f"/inbox/{content}.mp4",
+        bytes=1,
+        arrived_at=1.0,
+        clips=1,
+        frames=6,
+        seconds=0.25,
+        annotations=0,
+        tracks=0,
+        model={"name": "mosis", "version": "3"},
+        params={},
+        code={},
+        label_free={},
+    )
+    entry = dataclasses.replace(entry, **changes)
+    folder = workspace / "library" / digest[:16]
+    (folder / "clips").mkdir(parents=True)
+    (folder / "clips" / "0.zip").write_text(content)
+    write_json(folder / "entry.json", entry.to_json())
+    return entry
+
+
+def remote_files(workspace: Path) -> set[str]:
+    place = Path(os.environ["HOME"], ".local/share/mosis/dvc")
+    return {path.name for path in place.rglob("*") if path.is_file()}
+
+
+def test_an_empty_library_has_nothing_done_and_nothing_rejected(workspace: Path) -> None:
+    assert library.done_videos(workspace) == []
+    assert library.done_entries(workspace) == []
+    assert library.read_rejected(workspace) == {}
+
+
+def test_a_version_is_in_the_remote_and_in_git_and_again_changes_nothing(workspace: Path) -> None:
+    (workspace / "params.yaml").write_text((workspace / "params.yaml").read_text() + "\n# edited\n")
+    (workspace / "mine.txt").write_text("staged by somebody")
+    git(workspace, "add", "mine.txt")
+    entry = make_entry(workspace)
+    library.version_entry(workspace, entry)
+    assert library.done_videos(workspace) == [entry.video_id]
+    assert library.done_entries(workspace) == [library.read_entry(workspace / "library" / entry.video_id)] == [entry]
+    files = git(workspace, "show", "--name-only", "--format=%s", "HEAD").split("\n")
+    assert files[0] == f"Video {entry.video_id}: 6 frames labelled by mosis version 3"
+    assert sorted(filter(None, files[1:])) == ["library/.gitignore", f"library/{entry.video_id}.dvc"]
+    after = git(workspace, "status", "--porcelain").splitlines()
+    assert {"A  mine.txt", " M params.yaml"} <= set(after)
+    assert not any("library" in line for line in after)
+
+    before = git(workspace, "rev-parse", "HEAD"), remote_files(workspace)
+    library.version_entry(workspace, entry)
+    assert (git(workspace, "rev-parse", "HEAD"), remote_files(workspace)) == before
+
+    second = make_entry(workspace, "b")
+    library.version_entry(workspace, second)
+    assert library.done_videos(workspace) == sorted([entry.video_id, second.video_id])
+    assert library.done_videos(workspace, before[0].strip()) == [entry.video_id]
+    assert len((workspace / "library" / ".gitignore").read_text().splitlines()) == 2
+
+
+def test_what_git_has_can_be_pulled(workspace: Path, tmp_path: Path) -> None:
+    entry = make_entry(workspace)
+    library.version_entry(workspace, entry)
+    clone = tmp_path / "clone"
+    subprocess.run(["git", "clone", "--quiet", workspace, clone], check=True)
+    assert library.done_videos(clone) == [entry.video_id]
+    assert library.done_entries(clone) == []
+    versioning.run_dvc(clone, "pull", "--quiet", f"library/{entry.video_id}.dvc")
+    assert library.done_entries(clone) == [entry]
+    assert (clone / "library" / entry.video_id / "clips" / "0.zip").read_text() == "a"
+
+
+def test_nothing_is_done_that_the_remote_does_not_have(workspace: Path, tmp_path: Path) -> None:
+    entry = make_entry(workspace)
+    place = Path(os.environ["HOME"], ".local/share/mosis/dvc")
+    place.parent.mkdir(parents=True)
+    place.write_text("a file where the store should be")
+    with pytest.raises(StorageError, match=r"dvc push: [^\n]+$"):
+        library.version_entry(workspace, entry)
+    assert library.done_videos(workspace) == []
+    place.unlink()
+    library.version_entry(workspace, entry)
+    assert library.done_videos(workspace) == [entry.video_id]
+
+
+def test_another_dvc_or_git_at_work_is_busy_not_broken(workspace: Path) -> None:
+    entry = make_entry(workspace)
+    library.prepare(workspace)
+    lock = workspace / ".git" / "index.lock"
+    lock.write_text("")
+    with pytest.raises(BusyError, match="another git works here"):
+        library.version_entry(workspace, entry)
+    assert library.done_videos(workspace) == []
+
+    # That git was killed, long ago as these things go: its lock would stop everything for ever.
+    os.utime(lock, (time.time() - 60,) * 2)
+    library.version_entry(workspace, entry)
+    assert library.done_videos(workspace) == [entry.video_id]
+    assert not lock.exists()
+
+
+def test_the_lock_of_a_git_that_lives_is_left_alone(workspace: Path, tmp_path: Path) -> None:
+    entry = make_entry(workspace)
+    lock = workspace / ".git" / "index.lock"
+    lock.write_text("")
+    os.utime(lock, (time.time() - 60,) * 2)
+    living = subprocess.Popen(["git", "cat-file", "--batch"], cwd=workspace, stdin=subprocess.PIPE)
+    try:
+        with pytest.raises(BusyError):
+            library.version_entry(workspace, entry)
+        assert lock.exists()
+    finally:
+        living.communicate()
+
+
+@pytest.mark.parametrize("revision", ["--help", "no-such-branch", "HEAD;x", ""])
+def test_a_revision_that_is_none_is_named(workspace: Path, revision: str) -> None:
+    with pytest.raises(DataError):
+        history.committed_files(workspace, "library", revision)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"format": 2},
+        {"video_id": "0" * 16},
+        {"sha256": "1" * 64},
+        {"frames": "6"},
+        {"model": None},
+        {"surprise": 1},
+        {"set_aside": 3},
+    ],
+)
+def test_an_entry_that_is_not_ours_is_refused(workspace: Path, changes: dict[str, Any]) -> None:
+    entry = make_entry(workspace)
+    folder = workspace / "library" / entry.video_id
+    write_json(folder / "entry.json", {**entry.to_json(), **changes})
+    with pytest.raises(DataError, match="does not have the layout"):
+        library.read_entry(folder)
+
+
+def test_done_entries_come_in_order_of_arrival(workspace: Path) -> None:
+    for content, moment in (("x", 3.0), ("y", 1.0), ("z", 2.0)):
+        entry = make_entry(workspace, content, arrived_at=moment)
+        library.prepare(workspace)
+        (workspace / "library" / f"{entry.video_id}.dvc").write_text("outs: []\n")
+        history.commit_files(workspace, [f"library/{entry.video_id}.dvc"], content)
+    assert [entry.source for entry in library.done_entries(workspace)] == [f"/inbox/{name}.mp4" for name in "yzx"]
+
+
+def test_what_is_set_aside_stands_once_and_broken_lines_do_no_harm(workspace: Path) -> None:
+    library.reject(workspace, Rejected("/a.mp4", "aa", "broken", "code 1"))
+    library.reject(workspace, Rejected("/b.mp4", "bb", "broken", "code 1"))
+    path = workspace / "library" / "rejected.jsonl"
+    path.write_text(path.read_text() + '{"source": 1}\nnull\n{"cut sh')
+    library.reject(workspace, Rejected("/a.mp4", "aa", "still broken", "code 2"))
+    assert list(library.read_rejected(workspace).values()) == [
+        Rejected("/a.mp4", "aa", "still broken", "code 2"),
+        Rejected("/b.mp4", "bb", "broken", "code 1"),
+    ]
+    assert len(path.read_text().splitlines()) == 2
+    assert "rejected" not in git(workspace, "status", "--porcelain")
+
+
+def test_another_attempt_is_one_with_other_parameters_of_ingest() -> None:
+    first = library.attempt_fingerprint(parameters.parse({}))
+    assert first == library.attempt_fingerprint(parameters.parse({"train": {"iterations": 7}}))
+    assert first != library.attempt_fingerprint(parameters.parse({"ingest": {"max_side": 640}}))

@@ -123,8 +123,9 @@ def test_empty_cases() -> None:
 
 def test_what_a_crowd_takes_is_neither_right_nor_wrong() -> None:
     one, other = track([(0, 4)]), track([(10, 14)])
-    found = [replace(one, score=0.9), replace(other, score=0.5)]
-    assert score((found, [other]))["AP50"] == pytest.approx(0.5)
+    found = [replace(one, score=0.9), replace(one, score=0.8), replace(other, score=0.5)]
+    assert score((found, [other]))["AP50"] == pytest.approx(1 / 3)
+    assert score((found, [other, one]))["AP50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
     assert score((found, [other, replace(one, crowd=True)]))["AP50"] == pytest.approx(1)
 
 

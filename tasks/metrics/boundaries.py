@@ -63,8 +63,7 @@ def _dilate(masks: np.ndarray, radius: int) -> np.ndarray:
         left, top, width, height = cv2.boundingRect(mask.view(np.uint8))
         rows = slice(max(top - radius, 0), top + height + radius)
         columns = slice(max(left - radius, 0), left + width + radius)
-        if width:
-            one[rows, columns] = cv2.dilate(mask[rows, columns].view(np.uint8), disc)
+        one[rows, columns] = cv2.dilate(mask[rows, columns].view(np.uint8), disc)
     return grown
 
 

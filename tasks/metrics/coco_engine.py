@@ -30,7 +30,7 @@ Scores = dict[str, float | None]
 class Table:
     """Detections and truth of one image, or of one video.
 
-    scores: (D,) falling; only the first 100 count. ious: (D, G) float64, against a crowd the share of the detection
+    scores: (D,) falling, the best hundred at most. ious: (D, G) float64, against a crowd the share of the detection
     within it. areas: (D,) of the detections, true_areas: (G,), what `Ranges` sort by. crowd: (G,) bool, truth that
     forgives what is matched to it and need not be found.
     """
@@ -145,7 +145,7 @@ def _load(engine: Engine) -> tuple[Any, Any]:
         tables: Sequence[Table] = ()
 
         def computeIoU(self, imgId: int, catId: int) -> Any:
-            ious = self.tables[imgId - 1].ious[: MAX_DETECTIONS[-1]]
+            ious = self.tables[imgId - 1].ious
             return ious if ious.size else []
 
     return COCO, Evaluation

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,7 +16,7 @@ import torch
 
 from models.common.images import resize_frame
 from models.common.instances import Instances
-from tasks.clips import ClipEntry, ClipReader, open_clips
+from tasks.clips import ClipEntry, ClipInfo, ClipReader, open_clips
 from tasks.errors import DataError, NothingLeftError, SourceError
 from tasks.files import atomic_folder, storage_errors, write_json
 from tasks.frame_writer import ClipPreparer, FrameWriter, PreparedClip
@@ -25,26 +26,32 @@ from tasks.params import PairsParams, Params
 from tasks.pool import Outcome, WorkerDied, map_unordered
 
 _REASONS_SHOWN = 3
+_FASTEST_HZ = 1e6
 
 
 @dataclass(frozen=True)
 class _Work:
-    """One clip to prepare, in a folder of its own."""
+    """One clip to prepare, in a folder of its own. rate_tolerance: as in PairsParams, for a bound of the clip's own."""
 
     entry: ClipEntry
     folder: Path
     size: tuple[int, int]
     limits: PairLimits
+    rate_tolerance: float
 
 
 @dataclass(frozen=True)
 class _Prepared:
-    """faults: per consecutive pair of frames why it is dropped, or None. source_sha256, split: as clip.json says."""
+    """faults: per consecutive pair of frames why it is dropped, or None. source_sha256, split: as clip.json says.
+
+    accepted_hz: the clip's own bound where it is below pairs.min_rate_hz.
+    """
 
     clip: PreparedClip
     faults: tuple[str | None, ...]
     source_sha256: str
     split: str | None
+    accepted_hz: float | None = None
 
 
 def run(params: Params, workspace: Path) -> None:
@@ -57,7 +64,8 @@ def run(params: Params, workspace: Path) -> None:
     if not entries:
         raise NothingLeftError("data/clips holds no clips: run the ingest stage on some video first")
     with atomic_folder(workspace / "data" / "pairs") as folder:
-        works = [_Work(entry, folder / ".parts" / entry.clip_id, *_shape(pairs)) for entry in entries]
+        shape = _shape(pairs)
+        works = [_Work(entry, folder / ".parts" / entry.clip_id, *shape) for entry in entries]
         with FrameWriter(folder, works[0].size) as writer:
             prepared, unreadable = _gather(works, writer, pairs.workers)
             _check_left(prepared, unreadable, len(entries), pairs.max_rejected_share)
@@ -85,10 +93,21 @@ def _split_by_hash(source_sha256: str, train_share: float, val_share: float) -> 
     return "train" if place < train_share else "val" if place < train_share + val_share else "test"
 
 
-def _shape(pairs: PairsParams) -> tuple[tuple[int, int], PairLimits]:
+def _shape(pairs: PairsParams) -> tuple[tuple[int, int], PairLimits, float]:
     longest_dt_s = (1 + pairs.rate_tolerance) / pairs.min_rate_hz
     limits = PairLimits(longest_dt_s, pairs.cut_threshold, pairs.frozen_threshold, pairs.max_motion_px)
-    return (pairs.height, pairs.width), limits
+    return (pairs.height, pairs.width), limits, pairs.rate_tolerance
+
+
+def _accept(info: ClipInfo, work: _Work) -> tuple[PairLimits, float | None]:
+    """The limits for one clip: a lower rate that was accepted when it was ingested holds here, too."""
+    own_hz: Any = info.ingest.get("min_rate_hz") if isinstance(info.ingest, Mapping) else None
+    if type(own_hz) not in (int, float) or not 0 < own_hz < _FASTEST_HZ:
+        return work.limits, None
+    longest_dt_s = (1 + work.rate_tolerance) / own_hz
+    if longest_dt_s <= work.limits.longest_dt_s:
+        return work.limits, None
+    return replace(work.limits, longest_dt_s=longest_dt_s), own_hz
 
 
 def _gather(works: list[_Work], writer: FrameWriter, workers: int) -> tuple[list[_Prepared], dict[str, str]]:
@@ -120,27 +139,30 @@ def _prepare(work: _Work) -> _Prepared:
         info = reader.info
         if info.clip_id != work.entry.clip_id:
             raise DataError(f"{work.entry.path}: is clip {info.clip_id} by its own account: ingest the source again")
-        faults = tuple(_add_frames(reader, preparer, work))
+        limits, accepted_hz = _accept(info, work)
+        faults = tuple(_add_frames(reader, preparer, work.size, limits))
         clip = PreparedClip(
             work.folder, info.clip_id, info.source, info.timestamps_us, info.truth, preparer.has_flow, info.annotated
         )
-        return _Prepared(clip, faults, info.source_sha256, info.split)
+        return _Prepared(clip, faults, info.source_sha256, info.split, accepted_hz)
 
 
-def _add_frames(reader: ClipReader, preparer: ClipPreparer, work: _Work) -> Iterator[str | None]:
+def _add_frames(
+    reader: ClipReader, preparer: ClipPreparer, size: tuple[int, int], limits: PairLimits
+) -> Iterator[str | None]:
     """Store every frame; yield the fault of each consecutive pair."""
-    judge = PairJudge(work.limits)
+    judge = PairJudge(limits)
     times = reader.info.timestamps_us
     before: SeenFrame | None = None
     for index, frame in enumerate(reader.frames()):
-        seen = SeenFrame.look_at(resize_frame(frame, work.size))
+        seen = SeenFrame.look_at(resize_frame(frame, size))
         preparer.add_frame(seen.image)
         truth = reader.truth(index)
         if truth is not None and preparer.labels is not None:
-            preparer.labels.add(index, resize_instances(truth, work.size))
+            preparer.labels.add(index, resize_instances(truth, size))
         flow_uv = reader.flow(index) if index + 1 < len(reader) else None
         if flow_uv is not None:
-            preparer.add_flow(index, resize_flow(flow_uv, work.size))
+            preparer.add_flow(index, resize_flow(flow_uv, size))
         if before is not None:
             yield judge.find_fault(before, seen, (times[index] - times[index - 1]) / 1e6)
         before = seen
@@ -248,6 +270,9 @@ def _summarise(
         text += f"; {sum(dropped.values())} dropped: " + ", ".join(f"{r} {n}" for r, n in dropped.items())
     if unreadable:
         text += f"; {len(unreadable)} clips set aside: {_list_reasons(unreadable)} (all in data/pairs/dropped.json)"
+    slow = [one.accepted_hz for one in prepared if one.accepted_hz is not None]
+    if slow:
+        text += f"; {len(slow)} clips down to {min(slow):g} Hz, below pairs.min_rate_hz, as accepted when ingested"
     if all_train:
         text += "; no pair fell into the train split, so all clips are in it: scores on them say little about new video"
     return text

@@ -44,6 +44,7 @@ def write_clip(
     name: str = "a",
     times_us: list[int] | None = None,
     split: str | None = "train",
+    ingest: dict[str, Any] | None = None,
     **truth: Any,
 ) -> ClipEntry:
     """A clip at 20 Hz. truth: `masks` and `flow`, one entry per frame each."""
@@ -51,7 +52,8 @@ def write_clip(
     clip_id = make_clip_id(digest, {}, len(list(folder.glob("*"))))
     times_us = times_us or [50_000 * i for i in range(len(frames))]
     masks, flow = truth.get("masks", [None] * len(frames)), truth.get("flow", [None] * len(frames))
-    with ClipWriter(folder, clip_id=clip_id, source=name, source_sha256=digest, split=split, lossless=True) as writer:
+    known = {"source": name, "source_sha256": digest, "split": split, "ingest": ingest}
+    with ClipWriter(folder, clip_id=clip_id, lossless=True, **known) as writer:  # type: ignore[arg-type]
         for i, frame in enumerate(frames):
             writer.add(frame, times_us[i], masks=masks[i], flow=flow[i])
     return writer.entry
@@ -170,6 +172,30 @@ def test_rate_has_a_tolerance(clips):
     jitter = [0, 90_000, 170_000, 262_000]  # 12 Hz is 83 ms, ten per cent more 91.7 ms
     store = run(clips, [write_clip(clips, [view(2 * i) for i in range(4)], times_us=jitter)])
     np.testing.assert_array_equal(store.pairs().row_a, [0, 1])
+
+
+def test_a_rate_that_was_accepted_when_ingested_is_enough(clips, capsys):
+    """Each clip has its own bound, or that of all; whichever is lower."""
+    times = [0, 166_667, 350_000, 550_000]  # 6.0, 5.5 and 5 Hz
+    slow = write_clip(clips, [view(2 * i) for i in range(4)], times_us=times, name="a", ingest={"min_rate_hz": 6})
+    other = write_clip(clips, [view(2 * i) for i in range(4)], times_us=times, name="b", ingest={"rate_hz": 6})
+    fast = write_clip(clips, [view(0), view(2)], times_us=[0, 90_000], name="c", ingest={"min_rate_hz": 24.0})
+    entries = sorted([slow, other, fast], key=lambda entry: entry.clip_id)
+    store = run(clips, entries)
+    counts = {clip.source: 0 for clip in store.clips}
+    for row in store.pairs().row_a.tolist():
+        counts[next(c.source for c in store.clips if c.first_row <= row < c.first_row + len(c.timestamps_us))] += 1
+    assert counts == {"a": 2, "b": 0, "c": 1}
+    assert "; 1 clips down to 6 Hz, below pairs.min_rate_hz, as accepted when ingested" in capsys.readouterr().out
+    run(clips, entries, min_rate_hz=5)
+    assert "accepted" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("bound", ["6", True, 0, -6, 10**400, None, [6]])
+def test_an_accepted_rate_that_is_none(clips, bound):
+    slow = write_clip(clips, [view(0), view(2)], times_us=[0, 500_000], name="a", ingest={"min_rate_hz": bound})
+    fine = write_clip(clips, [view(0), view(2)], name="b")
+    assert len(run(clips, [slow, fine]).pairs()) == 1
 
 
 def box_mask(height: int, width: int, x1: int, y1: int, x2: int, y2: int) -> np.ndarray:
@@ -357,7 +383,7 @@ def test_rows_do_not_depend_on_who_is_ready_first(clips, monkeypatch):
 
 def test_work_and_result_travel_between_processes(clips, tmp_path):
     entry = write_clip(clips, [view(0), view(2)])
-    work = pairs._Work(entry, tmp_path / "part", (SIDE, SIDE), LIMITS)
+    work = pairs._Work(entry, tmp_path / "part", (SIDE, SIDE), LIMITS, 0.1)
     done = pairs._prepare(work)
     assert ForkingPickler.dumps((pairs._prepare, work, done))
 

@@ -92,12 +92,12 @@ def read_ytvis(path: Path, *, max_bytes: int = MAX_BYTES) -> YtvisFile:
     if not isinstance(document, dict):
         raise DataError(f"{path}: not a YouTube-VIS file: an object with videos and annotations is expected")
     where = str(path)
-    videos = [_read_video(entry, where) for entry in fields.take_list(document, "videos", where=where)]
+    videos = [read_video(entry, where) for entry in fields.take_list(document, "videos", where=where)]
     fields.check_unique((video.id for video in videos), where=f"{where}: videos")
     by_id = {video.id: video for video in videos}
     published = document.get("annotations") is not None
     entries = fields.take_list(document, "annotations", where=where) if published else []
-    tracks = [_read_track(entry, by_id, where) for entry in entries]
+    tracks = [read_track(entry, by_id, where) for entry in entries]
     fields.check_unique((track.id for track in tracks), where=f"{where}: annotations")
     return YtvisFile(videos, tracks, fields.rest_of(document, _LISTS))
 
@@ -111,7 +111,8 @@ def write_ytvis(path: Path, content: YtvisFile) -> None:
             writer.add_track(track)
 
 
-def _read_video(entry: dict[str, Any], where: str) -> Video:
+def read_video(entry: dict[str, Any], where: str) -> Video:
+    """One entry of `videos`. Raises DataError; `where` stands in its message for the file."""
     number = fields.take_id(entry, "id", where=f"{where}: videos")
     where = f"{where}: video {number}"
     height, width = fields.take_size(entry, where=where)
@@ -124,7 +125,8 @@ def _read_video(entry: dict[str, Any], where: str) -> Video:
     return Video(number, names, height, width, fields.rest_of(entry, _VIDEO_KEYS))
 
 
-def _read_track(entry: dict[str, Any], videos: Mapping[int, Video], where: str) -> Track:
+def read_track(entry: dict[str, Any], videos: Mapping[int, Video], where: str) -> Track:
+    """One entry of `annotations`, of one of `videos` by their ids. Raises DataError as `read_video`."""
     number = fields.take_id(entry, "id", where=f"{where}: annotations")
     where = f"{where}: annotation {number}"
     video = videos.get(fields.take_id(entry, "video_id", where=where))

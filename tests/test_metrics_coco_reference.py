@@ -190,6 +190,13 @@ def test_no_order_changes_a_score_even_where_scores_are_tied(seed: int, engine: 
         assert score(shuffled, engine) == scores  # type: ignore[arg-type]
 
 
+def test_masks_decide_between_equal_scores_and_boxes() -> None:
+    truth = rectangles([[0, 0, 40, 40]])
+    pair = rectangles([[0, 0, 40, 40], [0, 0, 40, 9]], [0.5, 0.5])
+    pair = replace(pair, boxes=pair.boxes[[0, 0]])
+    assert score([(pair, truth)]) == score([(choose(pair, [1, 0]), truth)])
+
+
 def test_areas_on_an_edge_belong_to_both_sides() -> None:
     small, large = rectangles([[0, 0, 32, 32]]), rectangles([[0, 0, 96, 96]])
     mask = score([(small, small)])["mask"]

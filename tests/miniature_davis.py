@@ -86,7 +86,7 @@ def write_davis_2017(root: Path) -> Path:
             write_frame(root / f"JPEGImages/{stem}.jpg", index + offset)
             write_palette(root / f"Annotations/{stem}.png", labels(index + offset))
             write_palette(root / f"Annotations_unsupervised/{stem}.png", labels(index + offset, void=True))
-    write_lines(root / "ImageSets/2016/val.txt", ["dogs-jump"])
+    write_lines(root / "ImageSets/2016/val.txt", ["lindy-hop"])
     write_lines(root / "ImageSets/2017/train.txt", ["lindy-hop"])
     write_lines(root / "ImageSets/2017/val.txt", ["dogs-jump"])
     write_lines(root / "ImageSets/2019/test-dev.txt", ["lindy-hop"])
@@ -104,7 +104,8 @@ def write_segtrack(root: Path) -> Path:
     """bmx has a folder for each object, frog one object; frames are PNG there and BMP here, masks of other names."""
     for index in range(FRAMES):
         write_frame(root / f"JPEGImages/bmx/bmx_{index + 1:05d}.png", index)
-        write_binary(root / f"GroundTruth/bmx/1/bmx_{index + 1:05d}.png", labels(index) == 1)
+        one = (labels(index) == 1).astype(np.uint8) * 255
+        write_palette(root / f"GroundTruth/bmx/1/bmx_{index + 1:05d}.png", one)
         write_binary(root / f"GroundTruth/bmx/2/bmx_{index + 1:05d}.png", labels(index) > 0)
         write_frame(root / f"JPEGImages/frog/frog2_{index:05d}.bmp", index + 1)
         write_binary(root / f"GroundTruth/frog/{index:04d}.bmp", labels(index + 1) == 2)

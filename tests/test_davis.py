@@ -54,7 +54,9 @@ def of_ids(index: int) -> dict[int, np.ndarray]:
 
 
 def test_davis_2016(workspace: Path) -> None:
-    clips = run(workspace, mini.write_davis_2016(workspace / "in", ("480p", "1080p")))
+    mini.write_davis_2016(workspace / "in", ("480p", "1080p"))
+    mini.write_lines(workspace / "in/ImageSets/1080p/train.txt", ["camel"])
+    clips = run(workspace, workspace / "in")
     assert {name: clip.split for name, clip in clips.items()} == {"bear": "train", "camel": "val"}
     assert all(clip.frames == clip.annotated_frames == 4 and not clip.exhaustive for clip in clips.values())
     for index in range(4):
@@ -64,6 +66,7 @@ def test_davis_2016(workspace: Path) -> None:
         assert clip.frame_bytes(2) == (workspace / "in/JPEGImages/480p/bear/00002.jpg").read_bytes()
         assert "min_rate_hz" not in clip.info.ingest
     assert rejected(workspace) == {}
+    assert "/1080p/" in run(workspace, workspace / "in", resolution="1080p")["bear"].source
 
 
 def test_davis_2017_and_its_splits(workspace: Path) -> None:
@@ -73,7 +76,7 @@ def test_davis_2017_and_its_splits(workspace: Path) -> None:
     expect(truth(clips["lindy-hop"], 1), of_ids(2))
     before = clips["dogs-jump"].clip_id
     assert list(run(workspace, root, split="val")) == ["dogs-jump"]
-    assert list(run(workspace, root, split="2016/val")) == ["dogs-jump"]
+    assert list(run(workspace, root, split="2016/val")) == ["lindy-hop"]
     assert run(workspace, root, split="test-dev")["lindy-hop"].split == "test"
     void = run(workspace, root, annotations="Annotations_unsupervised")["dogs-jump"]
     assert void.clip_id != before
@@ -261,6 +264,8 @@ def test_files_that_are_wrong_in_the_dataset_are_set_aside(workspace: Path) -> N
     reasons = rejected(workspace)
     assert reasons["train.txt"] == "not a list of names in UTF-8"
     assert reasons["in"].startswith("2 links lead out of the dataset")
+    with pytest.raises(SourceError, match=r"train\.txt: not a list of names in UTF-8"):
+        run(workspace, root, split="train")
     run(workspace, root, split="val")
     assert rejected(workspace)["val.txt"] == "names 1 sequences that are not there: bike-packing"
 
@@ -275,8 +280,9 @@ def test_a_root_that_is_a_link(workspace: Path) -> None:
     assert rejected(workspace) == {}
 
 
-def test_numbers_that_do_not_tell_frames_apart(workspace: Path) -> None:
-    for index, name in enumerate(("a1", "b1", "c1")):
+@pytest.mark.parametrize("names", [("a1", "b1", "c1"), ("1", "2", "3" * 12)])
+def test_numbers_that_do_not_count_frames(workspace: Path, names: tuple[str, ...]) -> None:
+    for index, name in enumerate(names):
         mini.write_frame(workspace / f"in/goat/JPEGImages/{name}.jpg", index)
         mini.write_binary(workspace / f"in/goat/Annotations/{name}.png", mini.labels(index) > 0)
     (job,) = open_source(f"davis:{workspace / 'in'}", IngestParams())
@@ -331,6 +337,13 @@ def test_a_picture_of_too_many_ids(workspace: Path) -> None:
     assert entry.note is not None
     assert "different values: not a picture of objects' ids" in entry.note
     assert entry.annotated_frames == 3
+
+
+def test_masks_of_one_picture_stay_within_memory(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tasks.sources.davis.truth.MAX_MASK_PIXELS", mini.SIZE[0] * mini.SIZE[1])
+    clips = run(workspace, mini.write_davis_2017(workspace / "in"))
+    assert not clips["dogs-jump"].truth  # two objects
+    assert all(one.truth for one in run(workspace, mini.write_flat(workspace / "one")).values())
 
 
 def test_real_davis_2016(workspace: Path, shared_data: Path) -> None:

@@ -17,6 +17,7 @@ from tasks import params as parameters
 from tasks.errors import BusyError, MosisError, ParamsError, StorageError
 from tasks.files import storage_errors
 from tasks.process import die_with_parent, set_quiet_defaults, sleep_when_idle, tune_allocator
+from tasks.training.ranks import read_rank
 
 LOCK = Path(".mosis", "stage.lock")
 _USES_NETWORKS = ("train", "evaluate", "export")
@@ -56,7 +57,10 @@ def _check_stage(arguments: list[str]) -> None:
 
 def _run(stage: str, workspace: Path) -> None:
     params = parameters.load()
-    with lock_workspace(workspace, stage):
+    rank = read_rank()
+    if rank.count > 1 and stage != "train":
+        raise ParamsError("runs in one process: start it without torchrun, only the train stage takes several")
+    with lock_workspace(workspace, stage) if rank.holds_workspace else contextlib.nullcontext():
         if stage in _USES_NETWORKS:
             tune_allocator()
             sleep_when_idle()

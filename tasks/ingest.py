@@ -7,10 +7,12 @@ import json
 import os
 import shutil
 from collections.abc import Iterable
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tasks.clips import REJECTED, ClipEntry, write_manifest
+from tasks.cluster import open_executor
 from tasks.errors import AbsentError, MosisError, NothingLeftError, ParamsError, StorageError
 from tasks.files import atomic_folder, storage_errors
 from tasks.params import IngestParams, Params
@@ -36,7 +38,8 @@ def run(params: Params, workspace: Path) -> None:
     jobs = _list_jobs(ingest)
     folder = workspace / "data" / "clips"
     with atomic_folder(folder) as temporary:
-        outcomes = _run_jobs(jobs, temporary, ingest.workers)
+        with open_executor(params.compute) as executor:
+            outcomes = _run_jobs(jobs, temporary, ingest.workers, executor)
         entries, rejected, duplicates = _collect(outcomes, temporary)
         absent = sum(isinstance(outcome.error, AbsentError) for outcome in outcomes)
         _check_share(rejected, absent, len(jobs), ingest.max_rejected_share)
@@ -72,6 +75,7 @@ class _Work:
 
 
 def _run_job(work: _Work) -> list[ClipEntry]:
+    shutil.rmtree(work.folder, ignore_errors=True)  # of a process that was killed at the same job
     with storage_errors(work.folder):
         work.folder.mkdir()
     try:
@@ -81,11 +85,14 @@ def _run_job(work: _Work) -> list[ClipEntry]:
         raise
 
 
-def _run_jobs(jobs: list[Job], folder: Path, workers: int) -> list[Outcome[_Work, list[ClipEntry]]]:
+def _run_jobs(
+    jobs: list[Job], folder: Path, workers: int, executor: Executor | None
+) -> list[Outcome[_Work, list[ClipEntry]]]:
     """Outcomes in the order of `jobs`. A full or broken disk ends the stage: it is no fault of a source."""
     works = [_Work(job, folder / f".job-{index:06d}") for index, job in enumerate(jobs)]
     outcomes = []
-    for outcome in map_unordered(_run_job, works, workers, "ingest" if len(works) > 1 else None):
+    description = "ingest" if len(works) > 1 else None
+    for outcome in map_unordered(_run_job, works, workers, description, executor=executor):
         if isinstance(outcome.error, StorageError):
             raise outcome.error
         outcomes.append(outcome)
@@ -102,6 +109,7 @@ def _collect(
         source = outcome.item.job.source
         if outcome.error is not None:
             rejected.append(Rejected(source, _explain(outcome.error, source)))
+            shutil.rmtree(outcome.item.folder, ignore_errors=True)
             continue
         made = outcome.get()
         known = [entry for entry in made if entry.clip_id in entries]

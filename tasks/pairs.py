@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from models.common.images import resize_frame
 from models.common.instances import Instances
 from tasks.clips import ClipEntry, ClipInfo, ClipReader, open_clips
+from tasks.cluster import open_executor
 from tasks.errors import DataError, NothingLeftError, SourceError
 from tasks.files import atomic_folder, storage_errors, write_json
 from tasks.frame_writer import ClipPreparer, FrameWriter, PreparedClip
@@ -67,7 +69,8 @@ def run(params: Params, workspace: Path) -> None:
         shape = _shape(pairs)
         works = [_Work(entry, folder / ".parts" / entry.clip_id, *shape) for entry in entries]
         with FrameWriter(folder, works[0].size) as writer:
-            prepared, unreadable = _gather(works, writer, pairs.workers)
+            with open_executor(params.compute) as executor:
+                prepared, unreadable = _gather(works, writer, pairs.workers, executor)
             _check_left(prepared, unreadable, len(entries), pairs.max_rejected_share)
             splits, all_train = choose_splits(prepared, pairs.train_share, pairs.val_share)
             clips = writer.finish(splits)
@@ -110,13 +113,15 @@ def _accept(info: ClipInfo, work: _Work) -> tuple[PairLimits, float | None]:
     return replace(work.limits, longest_dt_s=longest_dt_s), own_hz
 
 
-def _gather(works: list[_Work], writer: FrameWriter, workers: int) -> tuple[list[_Prepared], dict[str, str]]:
+def _gather(
+    works: list[_Work], writer: FrameWriter, workers: int, executor: Executor | None
+) -> tuple[list[_Prepared], dict[str, str]]:
     """Append clips to the store in the order of `works`, whichever is ready first: rows do not depend on workers."""
     waiting: dict[int, Outcome[_Work, _Prepared]] = {}
     prepared: list[_Prepared] = []
     unreadable: dict[str, str] = {}
     following = 0
-    for outcome in map_unordered(_prepare, works, workers, "pairs"):
+    for outcome in map_unordered(_prepare, works, workers, "pairs", executor=executor):
         waiting[outcome.index] = outcome
         while (done := waiting.pop(following, None)) is not None:
             following += 1
@@ -131,6 +136,7 @@ def _gather(works: list[_Work], writer: FrameWriter, workers: int) -> tuple[list
 
 def _prepare(work: _Work) -> _Prepared:
     """Decode one clip, a frame at a time, into `work.folder`."""
+    shutil.rmtree(work.folder, ignore_errors=True)  # of a process that was killed at the same clip
     with (
         storage_errors(work.folder),
         ClipReader(work.entry.path) as reader,

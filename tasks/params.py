@@ -241,6 +241,11 @@ def _check_together(params: Params, name: str) -> None:
         raise ParamsError(
             f"{name}: compute.dask_address: needed where compute.executor is dask: the scheduler's address"
         )
+    if params.train.batch_size % params.compute.train_processes:
+        raise ParamsError(
+            f"{name}: train.batch_size: {params.train.batch_size} is the batch of all "
+            f"{params.compute.train_processes} compute.train_processes together: take a multiple of that"
+        )
     synthetic = params.ingest.synthetic
     for key in ("objects", "radius", "speed", "background_zoom"):
         low, high = getattr(synthetic, key)

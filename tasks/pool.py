@@ -19,11 +19,15 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 _IN_FLIGHT_PER_WORKER = 2
-_DIED = "its process died: most likely out of memory, or a crash inside a library"
+DIED = "its process died: most likely out of memory, or a crash inside a library"
 
 
 class WorkerDied(MosisError):
     """The process that worked on an item died: killed by the kernel for its memory, or crashed in a library."""
+
+
+class ClusterError(MosisError):
+    """A cluster that cannot be reached, was lost, or runs other code than this: no fault of any item."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +63,15 @@ def map_unordered(
 
     workers: processes; 0 takes one per core. With one worker or one item all runs in this process.
     description: stands beside the bar; None shows none, so that one inside `function` may.
-    executor: any concurrent.futures.Executor to use instead (it is not shut down here).
-    An exception that `function` raises is its item's outcome; so is the death of its process (WorkerDied).
+    executor: any concurrent.futures.Executor to use instead (it is not shut down here); it has `workers` processes,
+        unless it says better by an attribute `width`.
+    An exception that `function` raises is its item's outcome; so is the death of its process (WorkerDied). Raises
+    ClusterError where it is not the function that failed, but what runs it.
     """
     count = count_workers(workers, len(items))
     with Progress(description, len(items)) if description else contextlib.nullcontext() as progress:
         if executor is not None:
-            outcomes = _drain(executor, function, deque(enumerate(items)), _IN_FLIGHT_PER_WORKER * count, None)
+            outcomes = _map_over_executor(executor, function, items, max(count, getattr(executor, "width", 0)))
         elif count == 1:
             outcomes = (_call(function, index, item) for index, item in enumerate(items))
         else:
@@ -81,6 +87,20 @@ def _call(function: Callable[[T], R], index: int, item: T) -> Outcome[T, R]:
         return Outcome(index, item, value=function(item))
     except Exception as error:  # noqa: BLE001 - whatever one item raises is that item's outcome, for the caller to judge
         return Outcome(index, item, error=error)
+
+
+def _map_over_executor(
+    executor: Executor, function: Callable[[T], R], items: Sequence[T], workers: int
+) -> Iterator[Outcome[T, R]]:
+    """What a cluster gives up, since its workers died of it again and again, may only have stood beside the one that
+    killed them: it runs once more, alone.
+    """
+    waiting = deque(enumerate(items))
+    suspects: list[tuple[int, T]] = []
+    yield from _drain(executor, function, waiting, _IN_FLIGHT_PER_WORKER * workers, suspects)
+    for index, item in sorted(suspects, key=lambda suspect: suspect[0]):
+        yield from _drain(executor, function, deque([(index, item)]), 1, None)
+    yield from (Outcome(index, item, error=WorkerDied(DIED)) for index, item in waiting)
 
 
 def _map_over_processes(function: Callable[[T], R], items: Sequence[T], workers: int) -> Iterator[Outcome[T, R]]:
@@ -140,16 +160,18 @@ def _drain(
         for future in wait(running, return_when=FIRST_COMPLETED).done:
             index, item = running.pop(future)
             error = future.exception()
-            if not isinstance(error, BrokenExecutor):
+            if isinstance(error, ClusterError):
+                raise error
+            if not isinstance(error, BrokenExecutor | WorkerDied):
                 yield _to_outcome(index, item, future, error)
                 continue
-            broken = True
+            broken = broken or isinstance(error, BrokenExecutor)
             if suspects is None:
-                yield Outcome(index, item, error=WorkerDied(_DIED))
+                yield Outcome(index, item, error=WorkerDied(DIED))
             else:
                 suspects.append((index, item))
     if suspects is None:
-        yield from (Outcome(index, item, error=WorkerDied(_DIED)) for index, item in waiting)
+        yield from (Outcome(index, item, error=WorkerDied(DIED)) for index, item in waiting)
 
 
 def _to_outcome(index: int, item: T, future: Future[R], error: BaseException | None) -> Outcome[T, R]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,11 +23,12 @@ import tasks.training
 from models.common.instances import Instances
 from models.interface import Segmenter
 from tasks import params as parameters
+from tasks.cluster import open_executor
 from tasks.errors import MosisError, NothingLeftError
 from tasks.files import atomic_folder, atomic_path, read_json, sha256_tree, write_json
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
-from tasks.params import Params, TrainParams
+from tasks.params import STAGES, Params, TrainParams
 from tasks.predict import FORMAT, choose_device
 from tasks.progress import Progress
 from tasks.tracking import Tracker
@@ -33,15 +36,19 @@ from tasks.training import validation
 from tasks.training.batches import truth_samples
 from tasks.training.checkpoint import Checkpoints, digest_sources
 from tasks.training.collapse import PredictionStats
+from tasks.training.distributed import ALONE, Ranks, check_alike, choose_local_device, join
 from tasks.training.history import History
 from tasks.training.labelling import Labels, label_train_clips
+from tasks.training.launch import launch
 from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
 from tasks.training.optimise import Optimisation
 from tasks.training.own_labels import check_any, infer_labels
+from tasks.training.ranks import read_rank
 from tasks.training.self_training import relabel
 
 _NO_EFFECT = ("workers", "checkpoint_every", "collapse_patience", "device")
 """Parameters that do not shape the weights: changing them does not throw away a checkpoint."""
+_FIRST_SPEAKS_SECONDS = 10.0
 
 
 def run(params: Params, workspace: Path) -> None:
@@ -50,34 +57,54 @@ def run(params: Params, workspace: Path) -> None:
     Raises DataError for broken pairs, NothingLeftError where there is nothing to learn from, CollapseError when the
     training degenerates, MosisError when the GPU's memory does not suffice.
     """
+    rank = read_rank()
+    if rank.count == 1 and params.compute.train_processes > 1:
+        launch(params.compute.train_processes, [sys.executable, "-m", "tasks", "train"], workspace)
+        return
+    try:
+        device = choose_local_device(choose_device(params.train.device), rank)
+        with join(rank, device) as ranks:
+            _train(params, workspace, device, ranks)
+    except MosisError:
+        if rank.number:
+            # Most likely the first one says the same, and by then this one has been ended.
+            time.sleep(_FIRST_SPEAKS_SECONDS)
+        raise
+
+
+def _train(params: Params, workspace: Path, device: torch.device, ranks: Ranks) -> None:
     pairs, out = workspace / "data" / "pairs", workspace / "outputs" / "train"
-    device = choose_device(params.train.device)
     store = FrameStore.open(pairs)
     if not any(clip.split == "train" for clip in store.clips):
         raise NothingLeftError("no clip is in the train split: raise pairs.train_share, or add videos")
     torch.manual_seed(params.train.seed)
     method = params.train.method
     model = models.METHODS[method](getattr(params.train, method), store.size)
-    fingerprint = take_fingerprint(params.train, pairs, device)
+    fingerprint = take_fingerprint(params.train, pairs, device, ranks)
     checkpoint = out / "checkpoint"
-    labels = _make_labels(params.train, model, store, pairs, checkpoint, fingerprint)
-    session = _Session(params, workspace, store, model, labels, device, fingerprint)
+    labels = _make_labels(params, model, store, pairs, checkpoint, fingerprint, ranks)
+    session = _Session(params, workspace, store, model, labels, device, fingerprint, ranks)
     fitted = session.train()
-    _publish(session, fitted, out)
-    shutil.rmtree(checkpoint, ignore_errors=True)
+    if ranks.first:
+        _publish(session, fitted, out)
+        shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def take_fingerprint(train: TrainParams, pairs: Path, device: torch.device) -> dict[str, str]:
-    """Named digests of all that shapes the result; a checkpoint is resumed only where every one is the same."""
+def take_fingerprint(train: TrainParams, pairs: Path, device: torch.device, ranks: Ranks = ALONE) -> dict[str, str]:
+    """Named digests of all that shapes the result; a checkpoint is resumed only where every one is the same.
+
+    Raises MosisError where one of several processes has other parameters or code than the first, who reads the data.
+    """
     settings = {name: value for name, value in parameters.to_dict(train).items() if name not in _NO_EFFECT}
     sources = [Path(models.__file__).parent, Path(tasks.training.__file__).parent]
-    return {
+    own = {
         "parameters": _digest(settings),
-        "data": sha256_tree([pairs]),
         "code": digest_sources(sources),
         "torch version": str(torch.__version__),
         "device": device.type,
     }
+    check_alike(ranks, own)
+    return {**own, "data": ranks.share(sha256_tree([pairs]) if ranks.first else "")}
 
 
 @dataclass
@@ -91,6 +118,7 @@ class _Session:
     labels: Labels | None
     device: torch.device
     fingerprint: dict[str, str]
+    ranks: Ranks = ALONE
 
     def __post_init__(self) -> None:
         train = self.params.train
@@ -99,6 +127,7 @@ class _Session:
         self.validation = History(self.folder / "validation.csv", validation.COLUMNS)
         self.pictures = self.folder / "pictures"
         self.tracker = Tracker()
+        self.progress = Progress("train", self.params.train.iterations)
         self.dtype = autocast_dtype(train.precision, self.device)
         label_store = None if self.labels is None else self.labels.store
         self.frames = validation.choose_frames(self.store, label_store, most=train.validation_images)
@@ -108,12 +137,15 @@ class _Session:
         checkpoints = Checkpoints(self.folder, self.fingerprint, train.checkpoint_every)
         hooks = Hooks(self.on_resume, self.on_log, self.on_validate, self.on_checkpoint)
         label_store = None if self.labels is None else self.labels.store
-        with Progress("train", train.iterations) as self.progress:
+        with contextlib.ExitStack() as shown:
+            if self.ranks.first:
+                shown.enter_context(self.progress)
             try:
                 fitted = fit(
                     self.model, self.store, make_recipe(train), labels=label_store, device=self.device,
                     checkpoints=checkpoints, hooks=hooks,
                     relabel=self.relabel if self.model.needs in ("labels", "own_labels") else None,
+                    ranks=self.ranks,
                 )  # fmt: skip
             except torch.OutOfMemoryError:
                 self.tracker.finish("FAILED")
@@ -131,13 +163,17 @@ class _Session:
         return fitted
 
     def relabel(self, number: int, model: Segmenter) -> LabelStore:
-        """The labels of round `number`, made once: what is resumed within it reads the same again."""
+        """The labels of round `number`, made once, by the first process: what is resumed within it reads the same
+        again.
+        """
         folder = self.folder / f"round-{number}-{_digest(self.fingerprint)[:12]}"
-        if not folder.is_dir():
+        if self.ranks.first and not folder.is_dir():
             LabelStore.write(folder, self.store.size, self._labels_of_round(number, model))
+        self.ranks.wait()
         labels = LabelStore.open(folder)
         known = 0 if self.labels is None else self.labels.store.count
-        _say(f"round {number}: {labels.count - known} labels {'inferred' if self.labels is None else 'added'}")
+        if self.ranks.first:
+            _say(f"round {number}: {labels.count - known} labels {'inferred' if self.labels is None else 'added'}")
         return check_any(labels)
 
     def _labels_of_round(self, number: int, model: Segmenter) -> Iterator[tuple[int, Instances]]:
@@ -206,35 +242,44 @@ def objective(train: TrainParams) -> str:
 
 
 def _make_labels(
-    train: TrainParams,
+    params: Params,
     model: Segmenter,
     store: FrameStore,
     pairs: Path,
     checkpoint: Path,
     fingerprint: dict[str, str],
+    ranks: Ranks,
 ) -> Labels | None:
+    """Those to begin with, if any. The first process makes them, the others find them."""
+    train = params.train
     if model.needs == "truth":
-        return _take_truth(store)
+        return _take_truth(store, ranks)
     if model.needs != "labels":
         return None
     source = digest_sources([Path(models.__file__).parent / name for name in ("motion_labels", "common")])
     identity = _digest([parameters.to_dict(train.motion_labels), fingerprint["data"], source])
     folder = checkpoint / f"labels-{identity[:12]}"
+    if not ranks.first:
+        ranks.wait()
     for stale in checkpoint.glob("labels-*"):
         if not stale.name.startswith(folder.name):
             shutil.rmtree(stale, ignore_errors=True)
-    labels = label_train_clips(pairs, store, train.motion_labels, folder, workers=train.workers)
-    how = "found again" if labels.reused else f"made in {labels.seconds:.0f} s"
-    _say(f"{labels.store.count} labels on {labels.images} frames, {how}")
+    with open_executor(params.compute) as executor:
+        labels = label_train_clips(pairs, store, train.motion_labels, folder, workers=train.workers, executor=executor)
+    if ranks.first:
+        ranks.wait()
+        how = "found again" if labels.reused else f"made in {labels.seconds:.0f} s"
+        _say(f"{labels.store.count} labels on {labels.images} frames, {how}")
     return labels
 
 
-def _take_truth(store: FrameStore) -> Labels:
+def _take_truth(store: FrameStore, ranks: Ranks) -> Labels:
     """The frame store's own ground truth, as if a labeller had made it."""
     rows = truth_samples(store).row_a
     assert store.truth is not None
     own = store.truth.rows[np.isin(store.truth.rows, rows)]
-    _say(f"{len(own)} true instances on {len(rows)} frames")
+    if ranks.first:
+        _say(f"{len(own)} true instances on {len(rows)} frames")
     return Labels(store.truth, len(np.unique(own)), 0.0, reused=True)
 
 
@@ -252,7 +297,9 @@ def _publish(session: _Session, fitted: Fitted, out: Path) -> None:
         "format": FORMAT,
         "method": session.params.train.method,
         "size": list(session.store.size),
-        "params": parameters.to_dict(session.params),
+        "params": {
+            stage: settings for stage, settings in parameters.to_dict(session.params).items() if stage in STAGES
+        },
     }
     with atomic_path(out / "params.resolved.yaml") as temporary:
         temporary.write_text(yaml.safe_dump(resolved, sort_keys=False), encoding="utf-8")

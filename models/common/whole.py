@@ -11,10 +11,10 @@ from torch import Tensor
 class WholeBatch:
     """A batch that is all there is; what trains in several processes at once gives losses a subclass.
 
-    There a batch is cut into equal parts of consecutive images, and the gradients of the parts are averaged. A mean over
-    images or pixels needs nothing for that to be the whole batch's gradient. A loss that divides by a number it counted
-    must divide by `divisor`, one that draws must draw by `rand`, and a statistic kept over batches must be `mean`.
-    All parts must ask the same in the same order.
+    There a batch is cut into equal parts of consecutive images, and the gradients of the parts are averaged. A mean
+    over images or pixels needs nothing for that to be the whole batch's gradient. A loss that divides by a number it
+    counted must divide by `divisor`, one that draws must draw by `rand`, and a statistic kept over batches must be
+    `mean`. All parts must ask the same in the same order.
     """
 
     @overload

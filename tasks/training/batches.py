@@ -15,7 +15,7 @@ from models.common.images import to_tensor
 from models.common.instances import Instances, mask_extents
 from models.interface import Batch
 from tasks.errors import NothingLeftError
-from tasks.training.augment import draw_augmentation
+from tasks.training.augment import Augmentation, draw_augmentation
 from tasks.training.copy_paste import paste_objects
 
 if TYPE_CHECKING:
@@ -52,6 +52,12 @@ class RawLabels:
     scores: np.ndarray
     counts: np.ndarray
 
+    def cut(self, part: slice) -> RawLabels:
+        """Those of the images of `part`."""
+        ends = np.concatenate(([0], np.cumsum(self.counts)))
+        own = slice(ends[part.start], ends[part.stop])
+        return RawLabels(self.masks[own], self.scores[own], self.counts[part])
+
     def to(self, device: torch.device) -> list[Instances]:
         """Boxes are the masks' extents; empty masks are dropped."""
         kept = self.masks.any((1, 2))
@@ -75,6 +81,13 @@ class RawBatch:
     dt_s: np.ndarray
     labels: RawLabels | None
     optical_flow: np.ndarray | None = None
+
+    def cut(self, part: slice) -> RawBatch:
+        """The images of `part`."""
+        frame_b = None if self.frame_b is None else self.frame_b[part]
+        flow_uv = None if self.optical_flow is None else self.optical_flow[part]
+        labels = None if self.labels is None else self.labels.cut(part)
+        return RawBatch(self.frame_a[part], frame_b, self.dt_s[part], labels, flow_uv)
 
     def to(self, device: torch.device) -> Batch:
         frame_a = to_tensor(self.frame_a, device)
@@ -210,22 +223,38 @@ def make_batch(
     copy_paste: bool = False,
     trusted: float = 1.0,
     optical_flow: FlowStore | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> RawBatch:
     """Batch number `iteration` of a run: read, augment, stack. trusted: see `read_labels`. optical_flow: None for a
-    batch without.
+    batch without. part: (number, count): of a batch cut into `count` equal parts that of this number alone.
     """
     indices = draw_indices(len(samples), batch_size, seed=seed, iteration=iteration)
+    single = bool((samples.row_a[indices] == samples.row_b[indices]).all())
+    pastes = augment and labels is not None and single and copy_paste
+    own = cut_part(batch_size, part)
+    read = slice(None) if pastes else own  # what is pasted comes from the whole batch
+    indices = indices[read]
     rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
-    single = bool((rows_a == rows_b).all())
     views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b))]
     found = None if labels is None else read_labels(labels, rows_a, trusted=trusted)
     flow_uv = None if optical_flow is None else read_flow(optical_flow, rows_a)
     if augment:
         rng = np.random.default_rng((seed, _AUGMENT, iteration))
-        _augment(views, found, flow_uv, rng)
-        if found is not None and single and copy_paste:
+        square = store.size[0] == store.size[1]
+        draws = [draw_augmentation(rng, square=square) for _ in range(batch_size)]
+        _augment(views, found, flow_uv, draws[read])
+        if pastes:
+            assert found is not None
             found = RawLabels(*paste_objects(views[0], found.masks, found.scores, found.counts, rng))
-    return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found, flow_uv)
+    batch = RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found, flow_uv)
+    return batch.cut(own) if pastes else batch
+
+
+def cut_part(batch_size: int, part: tuple[int, int]) -> slice:
+    """Places in a batch of the part (number, count); `count` must divide `batch_size`."""
+    number, count = part
+    assert batch_size % count == 0
+    return slice(number * batch_size // count, (number + 1) * batch_size // count)
 
 
 def typical_confidence(labels: LabelStore) -> float:
@@ -255,13 +284,11 @@ def read_flow(optical_flow: FlowStore, rows: np.ndarray) -> np.ndarray:
 
 
 def _augment(
-    views: list[np.ndarray], labels: RawLabels | None, flow_uv: np.ndarray | None, rng: np.random.Generator
+    views: list[np.ndarray], labels: RawLabels | None, flow_uv: np.ndarray | None, draws: list[Augmentation]
 ) -> None:
     """Augment each sample's frames, masks and motion alike, in place."""
-    square = views[0].shape[1] == views[0].shape[2]
     ends = np.cumsum(labels.counts) if labels is not None else ()
-    for sample in range(len(views[0])):
-        augmentation = draw_augmentation(rng, square=square)
+    for sample, augmentation in enumerate(draws):
         for view in views:
             view[sample] = augmentation.frames(view[sample])
         if labels is not None:

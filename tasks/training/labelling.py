@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,7 +42,13 @@ class _Job:
 
 
 def label_train_clips(
-    pairs: Path, store: FrameStore, config: MotionLabelsConfig, folder: Path, *, workers: int
+    pairs: Path,
+    store: FrameStore,
+    config: MotionLabelsConfig,
+    folder: Path,
+    *,
+    workers: int,
+    executor: Executor | None = None,
 ) -> Labels:
     """Labels of every train clip as a LabelStore in `folder`, whose name must change with data, settings and code.
 
@@ -49,7 +56,8 @@ def label_train_clips(
     which the labeller fails is left out and named. Raises NothingLeftError where nothing moves, or every clip failed.
     """
     if not folder.is_dir():
-        _make(pairs, [clip for clip in store.clips if clip.split == "train"], store.size, config, folder, workers)
+        clips = [clip for clip in store.clips if clip.split == "train"]
+        _make(pairs, clips, store.size, config, folder, workers, executor)
         reused = False
     else:
         reused = True
@@ -70,12 +78,13 @@ def _make(
     config: MotionLabelsConfig,
     folder: Path,
     workers: int,
+    executor: Executor | None,
 ) -> None:
     started = time.perf_counter()
     parts = folder.with_name(f"{folder.name}.parts")
     todo = [_Job(pairs, clip, config, parts / clip.clip_id) for clip in clips if not (parts / clip.clip_id).is_dir()]
     failed: list[str] = []
-    for outcome in map_unordered(_label, todo, workers, "label clips"):
+    for outcome in map_unordered(_label, todo, workers, "label clips", executor=executor):
         if isinstance(outcome.error, StorageError):
             raise outcome.error
         if outcome.error is not None:

@@ -11,7 +11,7 @@ import contextlib
 import resource
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from models.interface import Batch, OpticalFlowEstimator, Segmenter
-from tasks.errors import CollapseError
+from tasks.errors import CollapseError, MosisError, ParamsError
 from tasks.prefetch import prefetch
 from tasks.training.batches import (
     RawBatch,
@@ -35,8 +35,9 @@ from tasks.training.batches import (
     truth_samples,
     typical_confidence,
 )
-from tasks.training.checkpoint import Checkpoints, State
+from tasks.training.checkpoint import Checkpoints, Found, State
 from tasks.training.collapse import CollapseWatch, PredictionStats, explain_divergence
+from tasks.training.distributed import ALONE, Losses, Ranks
 from tasks.training.divergence import first_broken, save_batch
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
 from tasks.training.own_labels import collect_labels
@@ -107,6 +108,7 @@ def fit(
     checkpoints: Checkpoints | None = None,
     hooks: Hooks | None = None,
     relabel: Relabel | None = None,
+    ranks: Ranks = ALONE,
 ) -> Fitted:
     """Train `model` in place on the train split of `store`, going on from `checkpoints` where there is one that fits.
 
@@ -115,10 +117,18 @@ def fit(
     Rounds from 1 on are those of self-training, or of a method's own labels, which begin with round 0. A run that is
     resumed within a round asks for its labels again and must get the same. A method with labels of its own needs none
     unless there are checkpoints.
+    ranks: the processes that train together, each of which must call this with the same; every batch is cut into a part
+    for each. Hooks are heard in the first alone, and it alone writes checkpoints, which all must be able to read.
     Seeds torch's generators at every iteration.
-    Raises CollapseError when training degenerates, NothingLeftError without samples.
+    Raises CollapseError when training degenerates, NothingLeftError without samples, ParamsError for a batch size that
+    the processes do not divide.
     """
     device = torch.device(device)
+    if recipe.batch_size % ranks.count:
+        raise ParamsError(
+            f"train.batch_size: {recipe.batch_size} is the batch of all {ranks.count} training processes together: "
+            f"take a multiple of {ranks.count}"
+        )
     if model.needs is None:
         raise ValueError(f"{type(model).__name__} has nothing to train")
     reads_labels = model.needs in ("labels", "truth")
@@ -132,9 +142,9 @@ def fit(
             )
         relabel = partial(collect_labels, store=store, device=device)
     rounds = count_rounds(model, recipe) if relabel else 0
-    read = None if model.needs == "own_labels" else _read(store, labels, model, recipe)
+    read = None if model.needs == "own_labels" else _read(store, labels, model, recipe, ranks)
     with numerics(device):
-        run = _Run(model, recipe, device, checkpoints, hooks or Hooks())
+        run = _Run(model, recipe, device, checkpoints, hooks if hooks and ranks.first else Hooks(), ranks)
         started_at = run.resume()
         starts = [0, *round_starts(recipe.optimisation.iterations, rounds), recipe.optimisation.iterations]
         for number, (start, stop) in enumerate(pairwise(starts)):
@@ -143,7 +153,7 @@ def fit(
             if read is None or number:
                 assert relabel is not None
                 assert isinstance(model, Segmenter)
-                read = _read(store, relabel(number, model), model, recipe)
+                read = _read(store, relabel(number, model), model, recipe, ranks)
             run.advance_over(read, max(start, started_at), stop)
     return run.finish(started_at)
 
@@ -154,14 +164,19 @@ def count_rounds(model: Segmenter | OpticalFlowEstimator, recipe: Recipe) -> int
 
 
 def _read(
-    store: FrameStore, labels: LabelStore | None, model: Segmenter | OpticalFlowEstimator, recipe: Recipe
+    store: FrameStore,
+    labels: LabelStore | None,
+    model: Segmenter | OpticalFlowEstimator,
+    recipe: Recipe,
+    ranks: Ranks,
 ) -> Callable[..., RawBatch]:
-    """(iteration=) -> the batch of that number."""
+    """(iteration=) -> the batch of that number, or this process' part of it."""
     return partial(
         make_batch, store, _choose_samples(store, labels, model), labels,
         batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment, copy_paste=recipe.copy_paste,
         trusted=1.0 if labels is None else typical_confidence(labels),
         optical_flow=store.optical_flow if model.needs == "optical_flow" else None,
+        part=(ranks.number, ranks.count),
     )  # fmt: skip
 
 
@@ -180,6 +195,7 @@ class _Run:
     device: torch.device
     checkpoints: Checkpoints | None
     hooks: Hooks
+    ranks: Ranks
     iteration: int = 0
     seconds: float = 0.0
     images: int = 0
@@ -189,6 +205,7 @@ class _Run:
     def __post_init__(self) -> None:
         self.model.to(self.device).to(memory_format=torch.channels_last)
         self.model.train()
+        self.ranks.prepare(self.model)
         self.optimizer: Optimizer = build_optimizer(self.model, self.recipe.optimisation)
         self.watch = CollapseWatch(self.recipe.collapse_patience)
         self.dtype = autocast_dtype(self.recipe.precision, self.device)
@@ -196,17 +213,34 @@ class _Run:
         self.window_started = time.perf_counter()
 
     def resume(self) -> int:
-        found = self.checkpoints.load() if self.checkpoints is not None else None
+        found = self._load()
         state = found.state if found is not None else None
         if state is not None:
             self.model.load_state_dict(state.model)
             self.optimizer.load_state_dict(state.optimizer)
             self.iteration, self.earlier_seconds, self.watch.streak = state.iteration, state.seconds, state.streak
+        if self.ranks.share(self.iteration) != self.iteration:
+            raise MosisError(
+                "the training processes see different checkpoints: the workspace must lie on a file system that all "
+                "share"
+            )
+        self.losses = self.ranks.wrap(self.model)
         self.hooks.on_resume(self.iteration, found.notes if found is not None else [])
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
         self.window_started = time.perf_counter()
         return self.iteration
+
+    def _load(self) -> Found | None:
+        """The first process goes ahead: what does not fit is gone when the others look."""
+        if self.checkpoints is None:
+            return None
+        if not self.ranks.first:
+            self.ranks.wait()
+        found = self.checkpoints.load()
+        if self.ranks.first:
+            self.ranks.wait()
+        return found
 
     def advance_over(self, read: Callable[..., RawBatch], start: int, stop: int) -> None:
         """The steps of iterations [start, stop), their batches read ahead."""
@@ -226,7 +260,9 @@ class _Run:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         clip = self.recipe.optimisation.clip_grad_norm
-        self.window.append(train_step(self.model, self.optimizer, batch, dtype=self.dtype, clip=clip))
+        batch = replace(batch, whole=self.ranks.whole)
+        step = train_step(self.model, self.optimizer, batch, dtype=self.dtype, clip=clip, losses_of=self.losses)
+        self.window.append(step)
         self.reads.append(read)
         self.iteration += 1
         last = self.iteration == self.recipe.optimisation.iterations
@@ -246,7 +282,7 @@ class _Run:
         return Fitted(self.iteration, started_at, seconds, rate, peak_mib(self.device))
 
     def _log(self, rate: float) -> None:
-        steps = _fetch(self.window)
+        steps = _fetch(self.window, self.ranks)
         values = {name: sum(step[name] for step in steps) / len(steps) for name in steps[0]}
         seconds = time.perf_counter() - self.window_started
         images = len(self.window) * self.recipe.batch_size
@@ -261,30 +297,35 @@ class _Run:
     def _stop(self, losses: dict[str, float], number: int, read: Callable[..., RawBatch], rate: float) -> None:
         """End the training at a loss that is no number, and keep batch `number`, the first that gave one."""
         kept = None
-        if self.checkpoints is not None:
-            kept = save_batch(self.checkpoints.folder, read(iteration=number), number)
+        if self.checkpoints is not None and self.ranks.first:
+            kept = save_batch(self.checkpoints.folder, read(iteration=number, part=(0, 1)), number)
         raise CollapseError(explain_divergence(losses, self.iteration, rate, kept))
 
     def _validate(self) -> None:
-        self.model.eval()
-        with torch.no_grad():
-            stats = self.hooks.on_validate(self.iteration, self.model)
-        self.model.train()
+        stats = None
+        if self.ranks.first:
+            self.model.eval()
+            with torch.no_grad():
+                stats = self.hooks.on_validate(self.iteration, self.model)
+            self.model.train()
+        stats = self.ranks.share(stats)
         if stats is not None:
             self.watch.see(stats, self.iteration, self.recipe.optimisation.iterations)
 
     def _save(self) -> None:
         assert self.checkpoints is not None
+        if not self.ranks.first:
+            return
         self.hooks.on_checkpoint(self.iteration)
         seconds = self.earlier_seconds + self.seconds
         model, optimizer = self.model.state_dict(), self.optimizer.state_dict()
         self.checkpoints.save(State(self.iteration, model, optimizer, seconds, self.watch.streak))
 
 
-def _fetch(steps: list[dict[str, Tensor]]) -> list[dict[str, float]]:
-    """The losses of several steps as numbers, brought from the device in one piece."""
+def _fetch(steps: list[dict[str, Tensor]], ranks: Ranks) -> list[dict[str, float]]:
+    """The losses of several steps as numbers, those of the whole batches, brought from the device in one piece."""
     names = list(steps[0])
-    table = torch.stack([torch.stack([step[name] for name in names]) for step in steps]).tolist()
+    table = ranks.mean(torch.stack([torch.stack([step[name] for name in names]) for step in steps])).tolist()
     return [dict(zip(names, row, strict=True)) for row in table]
 
 
@@ -295,14 +336,16 @@ def train_step(
     *,
     dtype: torch.dtype | None,
     clip: float | None,
+    losses_of: Losses | None = None,
 ) -> dict[str, Tensor]:
     """Forward, backward, update. Returns the loss terms, detached, still on the device.
 
-    dtype: autocast to it, None for float32 throughout. clip: largest gradient norm, None for no bound.
+    dtype: autocast to it, None for float32 throughout. clip: largest gradient norm, None for no bound. losses_of: what
+    stands for model.loss, where several processes train.
     """
     optimizer.zero_grad(set_to_none=True)
     with torch.autocast(batch.frame_a.device.type, dtype, enabled=dtype is not None):
-        losses = model.loss(batch)
+        losses = (losses_of or model.loss)(batch)
     losses["total"].backward()
     if clip is not None:
         nn.utils.clip_grad_norm_(model.parameters(), clip)

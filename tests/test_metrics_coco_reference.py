@@ -197,6 +197,15 @@ def test_masks_decide_between_equal_scores_and_boxes() -> None:
     assert score([(pair, truth)]) == score([(choose(pair, [1, 0]), truth)])
 
 
+def test_an_image_added_after_scoring_counts() -> None:
+    one, wrong = rectangles([[0, 0, 40, 40]], [0.5]), rectangles([[90, 90, 99, 99]], [0.5])
+    evaluator = CocoEvaluator()
+    evaluator.process_encoded(1, one, one)
+    assert evaluator.evaluate()["mask"]["AR10"] == 1
+    evaluator.process_encoded(2, wrong, one)
+    assert evaluator.evaluate()["mask"]["AR10"] == 0.5
+
+
 def test_areas_on_an_edge_belong_to_both_sides() -> None:
     small, large = rectangles([[0, 0, 32, 32]]), rectangles([[0, 0, 96, 96]])
     mask = score([(small, small)])["mask"]

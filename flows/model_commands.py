@@ -37,7 +37,7 @@ def add_commands(commands: Any) -> None:
     serve.add_argument("--host", default="127.0.0.1", help="interface to listen on (default: this machine alone)")
     serve.add_argument("--port", type=_port, default=5001)
     serve.add_argument(
-        "--max-request-mib", type=_above_zero, default=32, metavar="MIB", help="refuse larger requests (default: 32)"
+        "--max-request-mib", type=_above_zero, default=40, metavar="MIB", help="refuse larger requests (default: 40)"
     )
     serve.set_defaults(command=serve_command)
 

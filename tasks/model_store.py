@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import safetensors
 import torch
 import yaml
 
@@ -33,6 +34,11 @@ _LOADER_MODULE = "mlflow.pyfunc.loaders.code_model"
 _MAX_YAML_BYTES = 4 * 2**20
 _PICKLES = (".pkl", ".pickle", ".cloudpickle", ".joblib", ".pt", ".pth", ".ckpt", ".bin", ".npy", ".npz")
 """Of these formats some or all are unpickled by whoever opens them."""
+_UNFIT = (
+    OSError, ValueError, LookupError, TypeError, AttributeError, ImportError, SyntaxError, RuntimeError,
+    safetensors.SafetensorError,
+)  # fmt: skip
+"""Raised where weights, parameters and code do not fit together."""
 
 
 @dataclass(frozen=True)
@@ -118,16 +124,7 @@ def load_version(version: ModelVersion, folder: Path, device: str = "auto") -> L
         train = network.document["params"]["train"]
         method = train[train["method"]]
         export = _known_settings(network.document["params"].get("export", {}))
-    except (
-        OSError,
-        ValueError,
-        LookupError,
-        TypeError,
-        AttributeError,
-        ImportError,
-        SyntaxError,
-        RuntimeError,
-    ) as error:
+    except _UNFIT as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{version.uri}: cannot be loaded ({reason}): use another version") from None
     lineage = {

@@ -262,7 +262,7 @@ def test_the_arguments(capsys: pytest.CaptureFixture[str]) -> None:
     options = build_parser().parse_args(["label", "a.mp4", "--out", "x", "--score", "0.3", "--image-rate", "24"])
     assert (options.model, options.score, options.image_rate) == ("models:/mosis@champion", 0.3, 24.0)
     serving = build_parser().parse_args(["serve"])
-    assert (serving.host, serving.port, serving.max_request_mib) == ("127.0.0.1", 5001, 32)
+    assert (serving.host, serving.port, serving.max_request_mib) == ("127.0.0.1", 5001, 40)
     wrong = (["--score", "1.1"], ["--score", "nan"], ["--image-rate", "0"], ["--image-rate", "x"])
     for arguments in ([*base, *tail] for base in (["label", "a", "--out", "x"],) for tail in wrong):
         with pytest.raises(SystemExit):

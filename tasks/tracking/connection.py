@@ -59,13 +59,15 @@ def has_server() -> bool:
 
 
 def failures() -> tuple[type[Exception], ...]:
-    """What MLflow raises when its store cannot be reached or refuses; requests' errors are OSErrors."""
+    """What MLflow raises when its store cannot be reached or refuses. Requests' errors are OSErrors; where a database's
+    driver is not installed, it is an ImportError.
+    """
     try:
         from mlflow.exceptions import MlflowException
         from sqlalchemy.exc import SQLAlchemyError
     except ImportError:
         return (ImportError, OSError)
-    return (MlflowException, SQLAlchemyError, OSError)
+    return (MlflowException, SQLAlchemyError, OSError, ImportError)
 
 
 @contextmanager

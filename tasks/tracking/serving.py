@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -36,7 +37,7 @@ def make_app(folder: Path, *, max_bytes: int) -> App:
 
 
 def serve(app: App, host: str, port: int) -> None:
-    """Answer until SIGINT or SIGTERM. Raises StorageError where the port cannot be had."""
+    """Answer until SIGINT, which is how people end it, or SIGTERM. Raises StorageError where the port cannot be had."""
     import uvicorn
 
     try:
@@ -44,11 +45,12 @@ def serve(app: App, host: str, port: int) -> None:
             config = uvicorn.Config(
                 app, limit_concurrency=AT_ONCE, log_level="warning", access_log=False, server_header=False
             )
-            uvicorn.Server(config).run(sockets=[listening])
+            with contextlib.suppress(KeyboardInterrupt):  # which uvicorn raises again, once it has shut down
+                uvicorn.Server(config).run(sockets=[listening])
     except OSError as error:
-        raise StorageError(
-            f"cannot listen on {host}:{port} ({error.strerror or error}): choose another --port"
-        ) from None
+        # Python adds the address to the system's words; of a name that does not resolve they are the only ones.
+        reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
+        raise StorageError(f"cannot listen on {host}:{port} ({reason}): choose another --host or --port") from None
 
 
 class LimitBody:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -12,13 +13,14 @@ from typing import Any
 
 import av
 import numpy as np
-from av.video.reformatter import ColorRange, Interpolation
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 
 from tasks.errors import SourceError
 from tasks.picture_codec import MAX_PIXELS
 
 _CONTAINERS = "mov,matroska,avi,mpegts,mpeg,flv,asf,ogg,mpegvideo,h264,hevc,mjpeg,gif,mxf,nut,rm,ivf,yuv4mpegpipe"
 """Demuxers that a file may choose. Playlists (HLS, concat, DASH) are not among them: they name other files and URLs."""
+_scalers = threading.local()
 
 
 @dataclass
@@ -111,7 +113,8 @@ def to_rgb(picture: Any, *, max_side: int | None) -> np.ndarray:
     if max_side is not None and longer > max_side:
         width = max(1, round(width * max_side / longer))
         height = max(1, round(height * max_side / longer))
-    converted = picture.reformat(
+    converted = _scaler().reformat(
+        picture,
         width=width,
         height=height,
         format="rgb24",
@@ -122,6 +125,14 @@ def to_rgb(picture: Any, *, max_side: int | None) -> np.ndarray:
     )
     rgb = converted.to_ndarray()
     return np.ascontiguousarray(np.rot90(rgb, k=round(picture.rotation / 90) % 4))
+
+
+def _scaler() -> VideoReformatter:
+    """One for all frames of this thread: it keeps its tables, which each frame's own would compute anew."""
+    if not hasattr(_scalers, "one"):
+        _scalers.one = VideoReformatter()
+    scaler: VideoReformatter = _scalers.one
+    return scaler
 
 
 @contextlib.contextmanager

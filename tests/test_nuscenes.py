@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,16 @@ def test_ingesting_twice_and_from_elsewhere_changes_nothing(workspace: Path, tmp
     assert remote[0].source == "memory://nuscenes-e2e/v1.0-mini/scene-0061/CAM_FRONT"
 
 
+@pytest.mark.parametrize(
+    "url", ["{0}/nu", "{0}/nu/", "file://{0}/nu", "zip://::{0}/nu.zip", "zip:///::file://{0}/nu.zip"]
+)
+def test_any_way_to_write_the_root(tmp_path: Path, url: str) -> None:
+    make_nuscenes(tmp_path / "nu").write()
+    shutil.make_archive(str(tmp_path / "nu"), "zip", tmp_path / "nu")
+    job, _ = open_nuscenes(url.format(tmp_path), IngestParams())
+    assert len(job.run(tmp_path)) == 1
+
+
 def test_jobs_travel_to_other_processes(tmp_path: Path) -> None:
     make_nuscenes(tmp_path / "nu").write()
     for job in open_nuscenes(str(tmp_path / "nu"), IngestParams()):
@@ -128,6 +139,17 @@ def test_intervals_far_below_the_nominal_one_are_counted(workspace: Path, tmp_pa
     made.write()
     (info,) = run(workspace, tmp_path / "nu")
     assert milliseconds(info)[:3] == [0, 30, 150]
+    assert notes(workspace) == ["1 of 12 intervals shorter than 42 ms, half the nominal one"]
+
+
+def test_only_what_is_read_is_counted(workspace: Path, tmp_path: Path) -> None:
+    made = make_nuscenes(tmp_path / "nu", scenes=["scene-0061"])
+    made.of("scene-0061", "CAM_FRONT")[-1]["timestamp"] -= 80_000
+    made.write()
+    (info,) = run(workspace, tmp_path / "nu", ingest={"max_seconds": 0.5})
+    assert milliseconds(info) == EVEN[:6]
+    assert notes(workspace) == []
+    run(workspace, tmp_path / "nu")
     assert notes(workspace) == ["1 of 12 intervals shorter than 42 ms, half the nominal one"]
 
 

@@ -86,14 +86,9 @@ class RecordingJob:
         return [replace(one, note="; ".join(filter(None, (one.note, notes))) or None) for one in job.run(folder)]
 
     def _shape(self, times_us: Sequence[int]) -> dict[str, object]:
-        """min_rate_hz: the rate of the longest interval that was accepted, for the pairs stage to accept it, too."""
+        """min_rate_hz: the rate of the longest accepted interval, for the pairs stage to accept it, too."""
         times = hashlib.sha256(json.dumps(times_us).encode()).hexdigest()
-        return {
-            "kind": "nuscenes",
-            "max_gap_us": self.max_gap_us,
-            "min_rate_hz": 1e6 / self.max_gap_us,
-            "times_sha256": times,
-        }
+        return {"kind": "nuscenes", "min_rate_hz": 1e6 / self.max_gap_us, "times_sha256": times}
 
     def _truth(self, pictures: Sequence[Picture]) -> KeyFrameMasks | None:
         if self.masks is None:

@@ -83,4 +83,4 @@ def find_release(url: str, version: str | None, folder: Path) -> Release:
 def join_url(url: str, relative: str) -> str:
     """The URL of a file below `url`, which may be chained (zip://a::s3://b)."""
     head, chain, rest = url.partition("::") if "://" in url else (url, "", "")
-    return f"{head if head.endswith('://') else head.rstrip('/') + '/'}{relative}{chain}{rest}"
+    return f"{head}{'' if head.endswith('/') else '/'}{relative}{chain}{rest}"

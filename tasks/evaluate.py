@@ -12,15 +12,16 @@ from rich.console import Console
 
 from models.common.instances import Instances
 from tasks import tracking
-from tasks.clips import ClipReader, open_clips
+from tasks.clips import ClipEntry, ClipReader, open_clips
 from tasks.errors import DataError, NothingLeftError
 from tasks.evaluation_frames import Choice, choose_frames, read_splits
+from tasks.evaluation_scores import TruthScores
 from tasks.files import atomic_folder, atomic_path, write_json
 from tasks.formats.fields import CATEGORY_ID
 from tasks.formats.json_lists import JsonList
 from tasks.formats.rle import RLE, encode_masks
 from tasks.gallery import Gallery, WorstFrames, spread
-from tasks.metrics.coco import CocoEvaluator, Curve
+from tasks.metrics.coco import Curve
 from tasks.metrics.label_free import LabelFreeEvaluator
 from tasks.metrics.matching import fit_frame
 from tasks.metrics.table import describe_scores
@@ -61,10 +62,10 @@ def evaluate(predictor: Predict, choice: Choice, settings: EvaluateParams, folde
         scoring = Scoring(settings, choice, detections, Gallery(pictures))
         with Progress("evaluate", choice.images) as progress:
             for entry, indices in choice.frames:
-                scoring.add_clip(predictor, entry.path, indices, progress)
+                scoring.add_clip(predictor, entry, indices, progress)
         scoring.finish_pictures()
     write_json(folder / "pictures.json", scoring.gallery.entries)
-    write_curves(folder / "curves.csv", scoring.coco.curves())
+    write_curves(folder / "curves.csv", scoring.scores.curves())
     metrics = scoring.summarise()
     write_json(folder / "metrics.json", metrics)
     return metrics
@@ -78,7 +79,7 @@ class Scoring:
         self.choice = choice
         self.detections = detections
         self.gallery = gallery
-        self.coco = CocoEvaluator()
+        self.scores = TruthScores(settings.score_cut)
         self.label_free = LabelFreeEvaluator()
         self.worst = WorstFrames(_WORST_PICTURES)
         self.set_aside: list[dict[str, str]] = []
@@ -89,13 +90,15 @@ class Scoring:
         self._shown = set(spread(choice.images, settings.pictures))
         self._shown_flows = set(spread(choice.images, flows))
 
-    def add_clip(self, predictor: Predict, path: Path, indices: list[int], progress: Progress) -> None:
+    def add_clip(self, predictor: Predict, entry: ClipEntry, indices: list[int], progress: Progress) -> None:
         """One clip; a broken one is set aside, and what was read of it stays."""
+        path = entry.path
         done = 0
         try:
             with ClipReader(path) as reader:
                 if indices[-1] >= len(reader):
                     raise DataError(f"{path} has {len(reader)} frames, fewer than its manifest says: ingest it again")
+                self.scores.begin_clip(entry, len(indices))
                 previous = None
                 for index, frame, found in predict_frames(
                     predictor,
@@ -107,6 +110,7 @@ class Scoring:
                     self._add_frame(reader, index, frame, found, follows=previous == index - 1)
                     previous, done = index, done + 1
                     progress.advance()
+                self.scores.finish_clip()
         except DataError as error:
             self.set_aside.append({"clip_id": path.stem, "reason": str(error)})
             self.images += len(indices) - done  # so that the other clips' pictures stay where they were planned
@@ -122,7 +126,7 @@ class Scoring:
         self._write_detections(image_id, reader.info.clip_id, index, found, rles)
         if truth is not None:
             truth_rles = encode_masks(truth.masks)
-            self.coco.process(image_id, found, truth, prediction_rles=rles, truth_rles=truth_rles)
+            self.scores.add_frame(image_id, frame, found, truth, rles, truth_rles)
             # Best score first, so that the confident ones are the first of all.
             scores = confident.scores.tolist()
             fit = fit_frame(rles[: len(scores)], scores, truth_rles)
@@ -167,17 +171,10 @@ class Scoring:
             self.gallery.add("worst", picture, caption, info, index)
 
     def summarise(self) -> dict[str, Any]:
-        scores, at_cut = self.coco.evaluate(), self.coco.evaluate(score_cut=self.settings.score_cut)
         return {
             "split": self.choice.split,
             "note": self.choice.note,
-            "images": self.coco.images,
-            "instances": self.coco.instances,
-            "mask": scores["mask"],
-            "box": scores["box"],
-            "mask_at_cut": at_cut["mask"],
-            "box_at_cut": at_cut["box"],
-            "cut": self.settings.score_cut,
+            **self.scores.summarise(),
             "label_free": self.label_free.evaluate(),
             "set_aside": self.set_aside,
         }

@@ -15,6 +15,7 @@ from tasks.gallery import spread
 UNLABELLED_FRAMES = 240
 """Looked at where there is no truth: enough for shares and means, and a minute's work on a CPU."""
 _SPLITS = ("train", "val", "test")
+_NOT_EXHAUSTIVE = "not every object is labelled: AP takes what else is found for wrong, best match does not"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,10 @@ def choose_frames(clips: Sequence[ClipEntry], splits: Mapping[str, str], wanted:
         chosen = [clip for clip in known if split in ("all", splits.get(clip.clip_id))]
         if chosen:
             note = f"the {wanted} split has no ground truth: these are scores of the {split} split"
-            return Choice(split, True, _thin(chosen, max_images), None if split == wanted else note)
+            notes = [] if split == wanted else [note]
+            if not all(clip.exhaustive for clip in chosen):
+                notes.append(_NOT_EXHAUSTIVE)
+            return Choice(split, True, _thin(chosen, max_images), "; ".join(notes) or None)
     note = "no clip has ground truth: nothing can be scored, label-free figures only"
     return Choice("all", False, _neighbours(clips, max_images or UNLABELLED_FRAMES), note)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -23,6 +24,7 @@ from tasks.evaluation_frames import choose_frames, read_splits
 from tasks.formats.rle import encode_masks
 from tasks.gallery import spread
 from tasks.metrics.matching import FrameFit, fit_frame
+from tasks.metrics.table import further_scores
 
 SETTINGS = parameters.parse({"evaluate": {"batch_size": 3, "pictures": 4}}).evaluate
 
@@ -67,6 +69,70 @@ def test_perfect_detections_score_one_and_every_file_says_so(tmp_path: Path) -> 
     assert len(rows) == 4 * 101
     assert {row["curve"] for row in rows} == {"mask_50", "mask_75", "box_50", "box_75"}
     assert {float(row["precision"]) for row in rows} == {1.0}
+
+
+def test_video_s_own_scores_where_the_truth_has_them(tmp_path: Path) -> None:
+    clip = lossless_clip(tmp_path, "a", 8)
+    choice = choose_frames([clip], {clip.clip_id: "test"}, "test", None)
+    metrics = evaluate.evaluate(find_orange, choice, SETTINGS, tmp_path / "out")
+    assert metrics["best_match"] is None  # every object is labelled
+    assert {key: metrics["tracks"][key] for key in ("videos", "tracks", "AP", "AR10")} == {
+        "videos": 1, "tracks": 1, "AP": pytest.approx(1), "AR10": pytest.approx(1),
+    }  # fmt: skip
+    for task in ("single", "unsupervised"):
+        assert metrics["davis"][task]["J&F"]["mean"] == pytest.approx(1)
+    assert list(metrics["davis"]["sequences"]) == [clip.clip_id]
+    shown = further_scores(metrics)
+    assert shown["tracks, AP"] == pytest.approx(1)
+    assert shown["objects, J&F"] == pytest.approx(1)
+
+
+def test_a_track_that_is_lost_and_found_under_the_cut_costs_what_it_should(tmp_path: Path) -> None:
+    clip = lossless_clip(tmp_path, "a", 8)
+    choice = choose_frames([clip], {clip.clip_id: "test"}, "test", None)
+
+    def find_unsure(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+        found = find_orange(frames, threshold)
+        return [replace(f, scores=torch.where(f.boxes[:, 0] < 6, 0.1, 0.9)) for f in found]
+
+    metrics = evaluate.evaluate(find_unsure, choice, SETTINGS, tmp_path / "out")
+    # Columns 0, 2, 4 come at .1, below the cut: the foreground of frames 1 and 2 (the first does not count) is missing.
+    assert metrics["davis"]["single"]["J"]["mean"] == pytest.approx(4 / 6)
+    assert metrics["davis"]["unsupervised"]["J"]["mean"] == pytest.approx(1)
+    assert metrics["tracks"]["AP"] == pytest.approx(1)
+
+
+def test_no_scores_of_video_from_some_of_its_frames(tmp_path: Path) -> None:
+    clip = lossless_clip(tmp_path, "a", 8)
+    choice = choose_frames([clip], {clip.clip_id: "test"}, "test", 4)
+    metrics = evaluate.evaluate(find_orange, choice, SETTINGS, tmp_path / "out")
+    assert (metrics["images"], metrics["tracks"], metrics["davis"]) == (4, None, None)
+    assert further_scores(metrics) == {}
+
+
+def test_truth_of_some_objects_and_of_some_frames(tmp_path: Path) -> None:
+    """An empty second object nobody labelled: best match forgives what is found of it, and the note says so."""
+    writer = ClipWriter(
+        tmp_path, clip_id="a" * 16, source="/a", source_sha256="a" * 64, lossless=True, exhaustive=False
+    )
+    with writer:
+        for index, frame in enumerate(moving_square(6)):
+            masks = {1: frame[..., 0] > 128} if index % 2 == 0 else None
+            writer.add(frame, 41_667 * index, masks=masks)
+    choice = choose_frames([writer.entry], {"a" * 16: "test"}, "test", None)
+
+    def find_more(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+        found = find_orange(frames, threshold)
+        both = [torch.cat((f.masks, ~f.masks)) for f in found]
+        return [Instances.from_masks(masks, torch.tensor([0.9, 0.95])) for masks in both]
+
+    metrics = evaluate.evaluate(find_more, choice, SETTINGS, tmp_path / "out")
+    assert "not every object is labelled" in metrics["note"]
+    assert (metrics["images"], metrics["instances"]) == (3, 3)
+    assert metrics["best_match"]["best_iou"] == pytest.approx(1)
+    assert metrics["best_match"]["AR1"] == 0  # the surest is the other one
+    assert metrics["mask"]["AP"] < 0.6
+    assert metrics["tracks"]["tracks"] == 1
 
 
 def test_pictures_are_listed_small_and_of_each_kind(tmp_path: Path) -> None:

@@ -15,6 +15,9 @@ def describe_scores(metrics: dict[str, Any]) -> list[RenderableType]:
     shown: list[RenderableType] = [metrics["note"]] if metrics.get("note") else []
     if metrics["images"]:
         shown.append(score_table(metrics))
+        further = further_scores(metrics)
+        if further:
+            shown.append(figure_table("Further scores that this truth offers", further))
     shown.append(figure_table("Detections, judged without labels", metrics["label_free"]))
     return shown
 
@@ -29,6 +32,22 @@ def score_table(metrics: dict[str, Any]) -> Table:
         for key, row in ((kind, title), (f"{kind}_at_cut", f"{title}, score {metrics['cut']} or more")):
             table.add_row(row, *(figure(metrics[key][name]) for name in SHOWN))
     return table
+
+
+def further_scores(metrics: dict[str, Any]) -> dict[str, float | None]:
+    """Name -> figure of the scores beside COCO's, of the families that there are."""
+    figures: dict[str, float | None] = {}
+    best, tracks, davis = (metrics.get(name) for name in ("best_match", "tracks", "davis"))
+    if best:
+        figures["best match, mean IoU"] = best["best_iou"]
+        figures["best match, recall at .5"] = best["recall_50"]
+        figures["best match, AR100"] = best["AR100"]
+    if tracks:
+        figures |= {f"tracks, {name}": tracks[name] for name in ("AP50", "AP75", "AP", "AR10")}
+    if davis:
+        for task, name in (("single", "one foreground"), ("unsupervised", "objects")):
+            figures |= {f"{name}, {measure}": davis[task][measure]["mean"] for measure in ("J", "F", "J&F")}
+    return figures
 
 
 def figure_table(title: str, figures: dict[str, Any]) -> Table:

@@ -73,6 +73,7 @@ def _gather(inputs: Inputs, workspace: Path) -> dict[str, Any]:
         "run": sections.describe_run(inputs),
         "headline": sections.headline_scores(inputs),
         "scores": sections.tabulate_scores(metrics),
+        "further": sections.describe_further(metrics),
         "label_free": sections.describe_label_free(metrics),
         "precision": figures.chart_precision(inputs.curves.value),
         "losses": figures.chart_losses(inputs.losses.value),

@@ -8,6 +8,7 @@ from typing import Any
 
 from tasks import params as parameters
 from tasks.lineage import flatten, hide_secrets
+from tasks.metrics.table import further_scores
 from tasks.report.inputs import Inputs
 from tasks.report.words import count, duration, figure, share, words
 
@@ -125,6 +126,11 @@ def describe_label_free(metrics: Mapping[str, Any]) -> Facts:
     known = [(name, make(free[key])) for key, (name, make) in LABEL_FREE.items() if key in free]
     others = [(words(key), figure(value)) for key, value in free.items() if key not in LABEL_FREE]
     return Facts(known + others)
+
+
+def describe_further(metrics: Mapping[str, Any]) -> Facts:
+    """The scores beside COCO's that the truth offered."""
+    return Facts([(name, figure(value)) for name, value in further_scores(dict(metrics)).items()])
 
 
 def describe_data(inputs: Inputs) -> Facts:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tasks.errors import DataError
 from tasks.formats import json_stream
-from tasks.formats.json_stream import Entry, load, read_entries
+from tasks.formats.json_stream import Entry, load, read_entries, read_values
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
 VALUES = st.recursive(
@@ -65,6 +65,17 @@ def test_broken_files_fail_in_one_line(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(DataError, match="file is not valid JSON") as caught:
             read(path)
         assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_is_one_list(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for content, expected in ((b'[1, {"a": []}]', [1, {"a": []}]), (b" [] ", [])):
+        path.write_bytes(content)
+        assert list(read_values(path, where="file", max_bytes=100)) == expected
+    for content in (b"{}", b"[1", b"[1] x", b""):
+        path.write_bytes(content)
+        with pytest.raises(DataError, match="file is not valid JSON"):
+            list(read_values(path, where="file", max_bytes=100))
 
 
 def test_bounds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

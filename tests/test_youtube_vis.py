@@ -266,6 +266,8 @@ def test_train_train_and_train_val(tmp_path: Path) -> None:
         assert {entry.split for entry in one.values()} == {split}
     again = clips_of(tmp_path, tmp_path, split="train_val", split_seed=1)
     assert again.keys() != {number for number, entry in both.items() if entry.split == "val"}
+    write_release(tmp_path / "few", videos[:4])
+    assert "no video is left of it" in refusal(tmp_path / "few", split="train_train")
     assert "has no annotations to draw videos by" in refusal(tmp_path, split="both", splits=["valid"])
 
 

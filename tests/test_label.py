@@ -143,10 +143,10 @@ def test_broken_inputs_among_many_are_set_aside() -> None:
     write_video(Path("a.mp4"), moving_square(4))
     Path("b.mp4").write_bytes(b"no video at all")
     write_pictures("pics", moving_square(1))
-    whole = Path("pics/0.png").read_bytes()
-    Path("pics/cut.png").write_bytes(whole[: len(whole) // 2])
+    whole = cv2.imencode(".jpg", moving_square(1, 96, 128)[0])[1].tobytes()  # OpenCV would paint the rest of it in grey
+    Path("pics/cut.jpg").write_bytes(whole[: len(whole) * 3 // 4])
     summary = run("b.mp4", "a.mp4", "pics").summary
-    assert [one["source"] for one in summary["set_aside"]] == ["b.mp4", "pics/cut.png"]
+    assert [one["source"] for one in summary["set_aside"]] == ["b.mp4", "pics/cut.jpg"]
     assert all(one["reason"] and "\n" not in one["reason"] for one in summary["set_aside"])
     assert summary["images"] == 5
     assert len(read_coco(Path("out/coco.json")).images) == 5

@@ -19,7 +19,7 @@ from tasks.clips import ClipReader, open_clips
 from tasks.errors import DataError, MosisError, NothingLeftError, SourceError
 from tasks.params import IngestParams
 from tasks.sources.nuscenes import open_nuscenes
-from tasks.sources.nuscenes.masks import decode_mask
+from tasks.sources.nuscenes.masks import KeyFrameMasks, decode_mask
 
 Change = Callable[[Table], Any]
 """Of the 13 records of scene-0061's CAM_FRONT."""
@@ -271,6 +271,7 @@ MASKS: dict[str, tuple[Any, str]] = {
     "NaN size": (encode_mask(FRAME) | {"size": [float("nan"), 64]}, "not a run-length encoded mask"),
     "no size": ({"counts": encode_mask(FRAME)["counts"]}, "not a run-length encoded mask"),
     "not base64": (encode_mask(FRAME) | {"counts": "PP\\1"}, "are not base64 of run lengths"),
+    "almost base64": (encode_mask(FRAME) | {"counts": "*" + encode_mask(FRAME)["counts"]}, "are not base64 of run"),
     "not ASCII": (encode_mask(FRAME) | {"counts": "ü"}, "are not base64 of run lengths"),
     "bytes": (encode_mask(FRAME) | {"counts": b64(b"\xff\xfe")}, "are not base64 of run lengths"),
     "runs too long": (encode_mask(FRAME) | {"counts": b64(b"oooooooooooooooo0")}, "do not fill 64 x 36"),
@@ -313,6 +314,11 @@ def test_more_masks_in_a_picture_than_there_can_be(workspace: Path, tmp_path: Pa
     made.write()
     assert len(run(workspace, tmp_path / "ni", min_rate_hz=2)) == 1
     assert "more than 2000 objects in a picture" in next(iter(rejected(workspace).values()))
+
+
+def test_masks_that_memory_could_not_hold_are_not_decoded(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="2000 masks of 8000 x 8000: too many to decode"):
+        KeyFrameMasks({0: (None,) * 2000}).masks(0, (8000, 8000), tmp_path)
 
 
 def test_nuimages_samples_of_one_token_are_refused(workspace: Path, tmp_path: Path) -> None:

@@ -134,7 +134,7 @@ def _list_remote(url: str) -> Iterator[Arrival]:
         changed = _seconds(details.get("LastModified") or details.get("mtime") or details.get("created"))
         size = int(details.get("size") or 0)
         stamp = f"{size}:{changed}:{details.get('ETag', '')}"
-        yield Arrival(Place(hide_credentials(address), address), size, stamp, changed)
+        yield Arrival(Place(hide_credentials(address), address, listed=True), size, stamp, changed)
 
 
 def _is_video(name: str) -> bool:

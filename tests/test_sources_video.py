@@ -19,7 +19,7 @@ from tasks.clips import ClipEntry, ClipReader
 from tasks.errors import SourceError
 from tasks.params import IngestParams
 from tasks.sources import open_source
-from tasks.sources.places import hide_credentials, list_files
+from tasks.sources.places import hide_credentials, list_files, open_local
 from tasks.sources.segments import number_segments, resample
 
 
@@ -299,3 +299,21 @@ def test_a_playlist_cannot_make_ffmpeg_read_other_files(tmp_path: Path, text: st
     (tmp_path / "playlist.mp4").write_text(text)
     with pytest.raises(SourceError, match="not a video"):
         ingest(tmp_path / "playlist.mp4", tmp_path / "out")
+
+
+def test_a_file_s_name_in_a_store_is_no_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever may write into a bucket must not have secrets put into URLs: ${NAME} counts where the user wrote it."""
+    monkeypatch.setenv("PLANTED", "secret-value")
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/names/${PLANTED}.mp4", b"no video")
+    (place,) = list_files("memory://names")
+    with open_local(place, tmp_path) as path:
+        assert path.read_bytes() == b"no video"
+    assert "secret-value" not in repr(place) + place.url
+
+
+def test_no_source_takes_a_password_in_its_url() -> None:
+    for kind in ("", "davis:", "nuscenes:", "youtube_vis:"):
+        with pytest.raises(SourceError, match="holds a password or key") as error:
+            open_source(f"{kind}https://me:hidden@host/data", IngestParams())
+        assert "hidden" not in str(error.value)

@@ -36,11 +36,14 @@ class Job(Protocol):
 
 def open_source(url: str, params: IngestParams) -> list[Job]:
     """List what there is at `url` without decoding any of it. Raises SourceError where there is nothing."""
+    from tasks.sources.places import refuse_credentials
+
     if url == "synthetic":
         from tasks.sources.synthetic import open_synthetic
 
         return list(open_synthetic(params))
     kind, _, place = url.partition(":")
+    refuse_credentials(place if kind in DATASETS else url)
     if kind in DATASETS:
         if not place:
             raise SourceError(f"{url}: say where it lies: {kind}:PATH or {kind}:URL (ingest.sources)")

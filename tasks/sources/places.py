@@ -31,10 +31,14 @@ _SECRET_NAME = re.compile(r"credential|key|pass|secret|sig|token", re.IGNORECASE
 
 @dataclass(frozen=True)
 class Place:
-    """One file. `shown` is its path or URL without credentials; `url` may hold them and is never shown."""
+    """One file. `shown` is its path or URL without credentials; `url` may hold them and is never shown.
+
+    listed: the URL came from its store, so that ${NAME} in it is a name that somebody gave a file, and not a variable.
+    """
 
     shown: str
     url: str = field(repr=False)
+    listed: bool = False
 
     @property
     def suffix(self) -> str:
@@ -62,11 +66,11 @@ def list_files(url: str) -> list[Place]:
     its store fails.
     """
     shown = hide_credentials(url)
-    _refuse_credentials(url, shown)
+    refuse_credentials(url)
     full = fill_in(url)
     filesystem, path, found = stores.list_below(full, shown)
     if found is None:
-        return [Place(shown, full)]
+        return [Place(shown, full, listed=True)]
     names = [name for name in found if not _is_hidden(name, path)]
     return [_place_below(full, filesystem, path, name) for name in sorted(names, key=natural_key)]
 
@@ -77,7 +81,7 @@ def open_local(place: Place, folder: Path) -> Iterator[Path]:
 
     A copy is whole. Raises SourceError and StorageError as `list_files`.
     """
-    url = fill_in(place.url)
+    url = place.url if place.listed else fill_in(place.url)
     if is_local(url):
         yield Path(LocalFileSystem._strip_protocol(url))
         return
@@ -137,7 +141,7 @@ def _split(rest: str) -> tuple[str, str, str]:
     return user, server, after[len(server) :]
 
 
-def _refuse_credentials(url: str, shown: str) -> None:
+def refuse_credentials(url: str) -> None:
     """Raise SourceError where a URL holds a secret: dvc.lock, which git keeps, copies the URL from params.yaml."""
     for part in url.split("::"):
         if is_local(part):
@@ -146,8 +150,8 @@ def _refuse_credentials(url: str, shown: str) -> None:
         names = [name for name, text in parse_qsl(urlsplit(path).query) if text and not _VARIABLE.search(text)]
         if _SECRET.search(_VARIABLE.sub("", user)) or any(_SECRET_NAME.search(name) for name in names):
             raise SourceError(
-                f"{shown}: its URL holds a password or key, which params.yaml and dvc.lock would keep: set it in the "
-                "environment and write ${NAME} in its place (docs/stores.md)"
+                f"{hide_credentials(url)}: its URL holds a password or key, which params.yaml and dvc.lock would keep: "
+                "set it in the environment and write ${NAME} in its place (docs/stores.md)"
             )
 
 
@@ -160,8 +164,8 @@ def _place_below(url: str, filesystem: Any, root: str, name: str) -> Place:
     """Local files are shown below what the user wrote, so that a clip's source reads as they know it."""
     if isinstance(filesystem, LocalFileSystem):
         relative = name.removeprefix(root).lstrip("/")
-        return Place(escape_unprintable(f"{url.rstrip('/')}/{relative}"), name)
+        return Place(escape_unprintable(f"{url.rstrip('/')}/{relative}"), name, listed=True)
     full = filesystem.unstrip_protocol(name)
     chained = url.partition("::")[2]
     full = f"{full}::{chained}" if chained else full
-    return Place(hide_credentials(full), full)
+    return Place(hide_credentials(full), full, listed=True)

@@ -159,8 +159,13 @@ def _find_twice(pictures: Sequence[Picture]) -> str:
 
 
 def _check_inside(url: str, places: Sequence[Place]) -> None:
-    """Raise SourceError where a link leads out of a local root, which may itself be one."""
+    """Raise SourceError where a link leads out of a local root, which may itself be one, or a name is more than one."""
     if not is_local(url):
+        # "::" starts another URL, ${NAME} is filled in from the environment.
+        for place in places:
+            name = place.url.partition("::")[0].removeprefix(url.partition("::")[0])
+            if "${" in name or place.url.count("::") != url.count("::"):
+                raise SourceError(f"{place.shown}: no name of a picture: refused")
         return
     root = os.path.realpath(LocalFileSystem._strip_protocol(url))
     for place in places:

@@ -39,11 +39,13 @@ _GITIGNORE = """\
 /.mosis/
 /.prefect/
 /mlruns/
+/inbox/
 """
 _DVCIGNORE = """\
 /.mosis
 /.prefect
 /mlruns
+/inbox
 """
 
 

@@ -14,7 +14,7 @@ from tasks import tracking, workspace
 from tests.clip_toy import write_weights
 from tests.conftest import write_video
 
-SETTINGS = {"service.settle_seconds": 0.2, "export.score_threshold": 0.05, "train.device": "cpu"}
+SETTINGS = {"service.settle_seconds": 0.2, "export.score_threshold": 0.001, "train.device": "cpu"}
 NAMES = ("PREFECT_API_URL", "PREFECT_HOME", "MLFLOW_TRACKING_URI", "MOSIS_TRACKING")
 
 

@@ -15,9 +15,13 @@ import pytest
 
 from tasks import history, library, versioning
 from tasks import params as parameters
-from tasks.errors import BusyError, DataError, StorageError
-from tasks.files import write_json
+from tasks.clips import write_manifest
+from tasks.errors import AbsentError, BusyError, DataError, SourceError, StorageError
+from tasks.files import sha256_file, write_json
 from tasks.library import Entry, Rejected
+from tasks.sources import open_source
+from tests.clip_toy import make_clip
+from tests.conftest import moving_square
 from tests.service_toy import copy_workspace, git, make_home, make_workspace
 
 
@@ -210,3 +214,48 @@ def test_another_attempt_is_one_with_other_parameters_of_ingest() -> None:
     first = library.attempt_fingerprint(parameters.parse({}))
     assert first == library.attempt_fingerprint(parameters.parse({"train": {"iterations": 7}}))
     assert first != library.attempt_fingerprint(parameters.parse({"ingest": {"max_side": 640}}))
+
+
+def add_clips(workspace: Path, entry: Entry, name: str) -> Path:
+    folder = workspace / "library" / entry.video_id / "clips"
+    (folder / "0.zip").unlink()
+    clip = make_clip(folder, name, moving_square(3))
+    write_manifest(folder, [clip])
+    return clip.path
+
+
+def test_the_library_as_a_source_gives_done_videos_as_they_are(workspace: Path, tmp_path: Path) -> None:
+    params = parameters.parse({}).ingest
+    url = f"library:{workspace / 'library'}"
+    library.prepare(workspace)
+    with pytest.raises(SourceError, match="no video in it is done yet"):
+        open_source(url, params)
+    first, waiting = make_entry(workspace), make_entry(workspace, "b")
+    archive = add_clips(workspace, first, "a")
+    add_clips(workspace, waiting, "b")
+    library.version_entry(workspace, first)
+    revision = git(workspace, "rev-parse", "HEAD").strip()
+
+    (job,) = open_source(url, params)
+    target = tmp_path / "clips"
+    target.mkdir()
+    (entry,) = job.run(target)
+    assert (entry.clip_id, entry.path) == ("a" * 16, target / archive.name)
+    assert sha256_file(entry.path) == sha256_file(archive)
+
+    library.version_entry(workspace, waiting)
+    assert len(open_source(url, params)) == 2
+    assert [one.source for one in open_source(f"{url}@{revision}", params)] == [job.source]
+
+
+def test_a_library_that_was_not_pulled_or_is_none_is_named(workspace: Path, tmp_path: Path) -> None:
+    params = parameters.parse({}).ingest
+    entry = make_entry(workspace)
+    library.version_entry(workspace, entry)
+    (job,) = open_source(f"library:{workspace / 'library'}", params)
+    (workspace / "library" / entry.video_id).rename(tmp_path / "gone")
+    with pytest.raises(AbsentError, match=f"dvc pull {entry.video_id}.dvc"):
+        job.run(tmp_path)
+    for place in (str(tmp_path / "missing"), "s3://bucket/library", f"{workspace / 'library'}@0123456789"):
+        with pytest.raises(SourceError, match=r"^library:"):
+            open_source(f"library:{place}", params)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 DATASETS: dict[str, str] = {
     "davis": "davis",
+    "library": "library",
     "nuscenes": "nuscenes",
     "youtube_vis": "youtube_vis",
 }

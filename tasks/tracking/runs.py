@@ -51,6 +51,11 @@ class Tracker:
         tracker._attempt(lambda: tracker._open(workspace, name, dict(params or {}), dict(tags or {}), run_id))
         return tracker
 
+    @property
+    def is_open(self) -> bool:
+        """Whether all that was sent so far has arrived."""
+        return self._client is not None
+
     def log(self, metrics: Mapping[str, float | None], step: int) -> None:
         """Keep metrics for the next flush; None is left out."""
         if self._client is None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import model_commands
+from flows import model_commands, service_commands
 from tasks.errors import MosisError, ParamsError, SourceError
 
 VIDEO_DEFAULTS = {
@@ -90,6 +90,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("folder", type=Path, nargs="?", default=Path(), metavar="DIR")
     status.set_defaults(command=status_command)
     model_commands.add_commands(commands)
+    service_commands.add_commands(commands)
     return parser
 
 

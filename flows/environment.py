@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
+
+from tasks.errors import ParamsError
 
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -23,3 +26,47 @@ def prepare(workspace: Path) -> None:
     """
     for name, value in {"PREFECT_HOME": str(workspace / ".prefect"), **_QUIET}.items():
         os.environ.setdefault(name, value)
+
+
+def service(workspace: Path, url: str) -> dict[str, str]:
+    """What all processes of `mosis up` have, and the command itself that registers deployments with them."""
+    return {
+        "PREFECT_HOME": str(workspace / ".mosis" / "service" / "prefect"),
+        "PREFECT_API_URL": f"{url}/api",
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY"), "127.0.0.1", "localhost"])),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
+        "DO_NOT_TRACK": "1",
+        "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+        "PREFECT_CLI_PROMPT": "false",
+    }
+
+
+def server(url: str, database: str | None) -> dict[str, str]:
+    """Of Prefect's server. database: postgresql://..., None for sqlite in PREFECT_HOME."""
+    variables = {
+        # Any web page could call a server on loopback otherwise, and have it run code.
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": url,
+        "PREFECT_SERVER_UI_API_URL": f"{url}/api",
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+    }
+    if database is not None:
+        variables["PREFECT_API_DATABASE_CONNECTION_URL"] = f"postgresql+asyncpg://{database.partition('://')[2]}"
+    return variables
+
+
+def worker() -> dict[str, str]:
+    """Of the worker and the runs that it starts: seen to be alive, and often looking for work: the server is near."""
+    return {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+        "PREFECT_WORKER_QUERY_SECONDS": "3",
+        "PREFECT_LOGGING_LEVEL": "INFO",
+    }
+
+
+def check_database(url: str) -> None:
+    """Raises ParamsError unless `url` is one of PostgreSQL and what talks to it is installed; never quotes it."""
+    if url.partition("://")[0] not in ("postgresql", "postgres") or not url.partition("://")[2]:
+        raise ParamsError("--database: write postgresql://USER:PASSWORD@HOST/NAME")
+    if importlib.util.find_spec("psycopg") is None:
+        raise ParamsError("--database: MLflow needs psycopg for PostgreSQL: `pip install 'psycopg[binary]'`")

@@ -18,6 +18,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from typing import Any
 
 from tasks.errors import StorageError
 from tasks.process import die_with_parent
@@ -81,5 +82,32 @@ def serve(descriptor: int) -> None:
     uvicorn.Server(uvicorn.Config(app, log_level="error")).run(sockets=[socket.socket(fileno=descriptor)])
 
 
+def serve_at(host: str, port: int) -> None:
+    """Serve Prefect's API, its UI and all that it does by itself (schedules, automations) until we are ended."""
+    import uvicorn
+    from prefect.server.api.server import create_app
+
+    mend_bulk_inserts()
+    uvicorn.run(create_app(final=True), host=host, port=port, log_level="warning")
+
+
+def mend_bulk_inserts() -> None:
+    """Have SQLAlchemy 2.1 take the rows that Prefect 3.8's scheduler inserts, without which no schedule ever runs.
+
+    The rows hold the state of each run beside its columns. 2.0 passed over a key that is no column; 2.1 asks the
+    property of that name for its own way of being inserted, which Prefect does not give. Ours passes it over.
+    """
+    from prefect.server.database.orm_models import FlowRun, TaskRun
+    from sqlalchemy.orm import class_mapper
+
+    for model in (FlowRun, TaskRun):
+        state: Any = class_mapper(model).all_orm_descriptors["state"]
+        if getattr(state, "bulk_dml_setter", ...) is None:
+            state.bulk_dml_setter = lambda model, row, value: None
+
+
 if __name__ == "__main__":
-    serve(int(sys.argv[1]))
+    if len(sys.argv) == 2:
+        serve(int(sys.argv[1]))
+    else:
+        serve_at(sys.argv[1], int(sys.argv[2]))

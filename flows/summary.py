@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from tasks import params, tracking, versioning, workspace
+from flows import service
+from tasks import inbox, library, params, tracking, versioning, workspace
+from tasks.errors import MosisError
 from tasks.files import read_json
 from tasks.metrics.table import describe_scores, figure_table
+from tasks.sources.places import hide_credentials
 
 if TYPE_CHECKING:  # flows.pipeline imports Prefect, which `mosis status` can do without
     from flows.pipeline import PipelineRun, StageRun
@@ -53,6 +56,35 @@ def print_status(folder: Path) -> None:
         console.print(f"{stage:<10}{'changed, will run' if stage in changed else 'unchanged'}")
     champion = tracking.find_champion(folder)
     console.print(f"champion  {champion.uri + ', version ' + champion.version if champion else 'none yet'}")
+    for line in describe_service(folder):
+        console.print(line)
+
+
+def describe_service(folder: Path) -> list[str]:
+    """The inbox, the library and what runs, of a workspace that has been used so; else nothing."""
+    running = service.living(folder)
+    done = library.done_videos(folder)
+    if not running and not done:
+        return []
+    url = inbox.inbox_url(params.load(folder / "params.yaml").service.inbox, folder)
+    seen = inbox.Seen(folder / ".mosis" / "inbox.jsonl")
+    rejected = library.read_rejected(folder)
+    try:
+        digests = [seen.sha256(arrival) for arrival in inbox.list_arrivals(url)]
+        known = sum(digest is not None and library.video_id(digest) in done for digest in digests)
+        aside = sum(digest in rejected for digest in digests)
+        there = f"{len(digests)} videos, {len(digests) - known - aside} not done yet"
+        there += f", {aside} set aside (library/{library.REJECTED})" if aside else ""
+    except MosisError as error:
+        there = str(error)
+    entries = library.done_entries(folder)
+    minutes = sum(entry.seconds for entry in entries) / 60
+    states = [f"{name} {'runs' if alive else 'has died'}" for name, alive in running.items()]
+    return [
+        f"inbox     {hide_credentials(url)}: {there}",
+        f"library   {len(done)} videos, {minutes:.1f} minutes, {sum(entry.annotations for entry in entries)} instances",
+        f"service   {', '.join(states) if states else 'down'}",
+    ]
 
 
 def stage_table(stages: Iterable[StageRun]) -> Table:

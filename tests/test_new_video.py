@@ -20,6 +20,7 @@ from tasks.workspace import configure
 from tests import kill_points
 from tests.kill_points import POINTS
 from tests.service_toy import copy_workspace, drop, git, make_home, make_workspace
+from tests.store_toy import KEY, SECRET, serve_s3
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -197,3 +198,46 @@ def test_many_at_once_are_done_in_order_and_memory_is_flat(workspace: Path) -> N
     assert [line.split()[1].rstrip(":") for line in commits] == [entry.video_id for entry in entries]
     early, late = max(peaks[: len(peaks) // 2]), max(peaks[len(peaks) // 2 :])
     assert late < 1.25 * early
+
+
+def test_an_inbox_in_s3_is_taken_in_and_no_key_of_it_stays_here(
+    workspace: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fsspec
+
+    with serve_s3() as url:
+        environment = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ENDPOINT_URL": url}
+        for name, value in {**environment, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+            monkeypatch.setenv(name, value)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        store = fsspec.filesystem("s3")
+        store.mkdir("bucket")
+        content = drop(tmp_path, "a.mp4", 7).read_bytes()
+        for name in (f"in/{'a' * 300}.mp4", "in/; rm -rf ~.mp4"):
+            store.pipe(f"bucket/{name}", content)
+        store.pipe("bucket/in/broken.mp4", b"no video at all")
+        configure(workspace, {"service.inbox": "s3://bucket/in"})
+        done = run(workspace)
+        assert len(done.taken) == len(done.same) == len(done.rejected) == 1
+        assert done.taken[0].source.startswith("s3://bucket/in/")
+        assert run(workspace).describe() == "nothing new"
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    assert not list((workspace / ".mosis" / "intake").iterdir())  # copies go with their video
+    for path in workspace.rglob("*"):
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".dvc", ".db", ".yaml"):
+            assert SECRET.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("shown", ["s3://bucket/../../x.mp4", "/inbox/; rm -rf ~.mp4", "/inbox/" + "a" * 300 + ".MP4"])
+def test_no_name_from_outside_names_a_file_of_ours(tmp_path: Path, shown: str) -> None:
+    from tasks import intake
+    from tasks.inbox import Arrival
+    from tasks.sources.places import Place
+
+    video = drop(tmp_path, "a.mp4")
+    (tmp_path / "workspace").mkdir()
+    with intake.local_file(Arrival(Place(shown, str(video)), 1, "1", 0.0), tmp_path / "workspace") as file:
+        assert file.name == f"video{Path(shown).suffix.lower()}"
+        assert file.parent.parent == tmp_path / "workspace" / ".mosis" / "intake"
+        assert file.read_bytes() == video.read_bytes()
+    assert not list(file.parent.parent.iterdir())

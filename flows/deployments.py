@@ -1,0 +1,144 @@
+"""What the server runs by itself: a work pool, one deployment a flow, schedules, the event trigger, the heartbeat rule.
+
+All of it is written anew by each `mosis up`, so that params.yaml is the only source.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from prefect import get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
+from prefect.deployments.runner import EntrypointType
+from prefect.events.actions import ChangeFlowRunState
+from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
+from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
+from prefect.flows import Flow
+from prefect.schedules import Cron
+
+from flows.new_video import new_video
+from flows.notify import ARRIVED, resource_id
+from tasks.errors import ParamsError
+from tasks.params import Params
+
+POOL = "mosis"
+HEARTBEAT_S = 30
+"""Prefect's least. A run that has shown no heartbeat for three of them has no process any more."""
+PENDING_S = 600
+"""A run that its worker has taken and not started for so long never will be: that worker was killed."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """A flow to deploy, called with the workspace's path. cron: None runs it by hand and by event alone."""
+
+    flow: Flow[Any, Any]
+    cron: str | None
+    trigger: DeploymentEventTrigger | None = None
+
+
+def served(workspace: Path, settings: Params) -> list[Served]:
+    """All flows that the service runs: a new one is a line here."""
+    arrival = DeploymentEventTrigger(
+        name="a video has arrived",
+        enabled=True,
+        expect={ARRIVED},
+        match={"prefect.resource.id": resource_id(workspace)},
+    )
+    return [Served(new_video, settings.service.cron, arrival)]
+
+
+def register(workspace: Path, settings: Params) -> None:
+    """Make the server that PREFECT_API_URL names run this workspace. Raises ParamsError where a cron is none."""
+    logging.getLogger("prefect").setLevel(logging.ERROR)
+    with get_client(sync_client=True) as client:
+        client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
+        for one in served(workspace, settings):
+            deploy(one, workspace)
+        for automation in watchdogs():
+            replace_automation(client, automation)
+
+
+def deploy(one: Served, workspace: Path) -> None:
+    try:
+        schedules = [Cron(one.cron, timezone="UTC")] if one.cron else []
+        deployment: Any = one.flow.to_deployment(
+            name=one.flow.name,
+            schedules=schedules,
+            parameters={"folder": str(workspace)},
+            triggers=[one.trigger] if one.trigger else [],
+            # The others wait in line: two at once would do the same videos.
+            concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
+            work_pool_name=POOL,
+            job_variables={"working_dir": str(workspace)},
+            entrypoint_type=EntrypointType.MODULE_PATH,
+        )
+    except ValueError as error:
+        raise ParamsError(
+            f"service: {one.flow.name} cannot be scheduled: {' '.join(str(error).split())[:200]}"
+        ) from None
+    deployment.apply(work_pool_name=POOL)
+
+
+def watchdogs() -> list[AutomationCore]:
+    """No run stays for ever in a state that only a process can end, when that process was killed with its worker."""
+    ended = {f"prefect.flow-run.{state}" for state in ("Completed", "Failed", "Cancelled", "Crashed")}
+    return [
+        _crash_unless(
+            "runs without a heartbeat have crashed",
+            after={"prefect.flow-run.Running", "prefect.flow-run.heartbeat"},
+            expect={"prefect.flow-run.heartbeat", *ended},
+            within_s=3 * HEARTBEAT_S,
+            message="no heartbeat: its process was killed",
+        ),
+        _crash_unless(
+            "runs that never start have crashed",
+            after={"prefect.flow-run.Pending"},
+            expect={"prefect.flow-run.Running", "prefect.flow-run.AwaitingConcurrencySlot", *ended},
+            within_s=PENDING_S,
+            message="it was never started: its worker was killed",
+        ),
+    ]
+
+
+def _crash_unless(name: str, *, after: set[str], expect: set[str], within_s: int, message: str) -> AutomationCore:
+    trigger = EventTrigger(
+        after=after,
+        expect=expect,
+        match={"prefect.resource.id": "prefect.flow-run.*"},
+        for_each={"prefect.resource.id"},
+        posture=Posture.Proactive,
+        threshold=1,
+        within=timedelta(seconds=within_s),
+    )
+    return AutomationCore(
+        name=name,
+        trigger=trigger,
+        actions=[ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=message, force=True)],
+    )
+
+
+def replace_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:
+    """Make it what the server has under its name, unless it is that already.
+
+    A new trigger forgets what the old one was counting: runs that it watched would stay RUNNING for ever.
+    """
+    known = client.read_automations_by_name(automation.name)
+    if not known:
+        client.create_automation(automation)
+    elif _content(known[0]) != _content(automation):
+        client.update_automation(known[0].id, automation)
+
+
+def _content(automation: AutomationCore) -> dict[str, Any]:
+    content = automation.model_dump(mode="json", include={"name", "enabled", "trigger", "actions"})
+    content["trigger"].pop("id", None)
+    for name in ("after", "expect", "for_each"):  # sets, in any order
+        content["trigger"][name] = sorted(content["trigger"][name])
+    return content

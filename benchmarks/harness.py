@@ -39,7 +39,7 @@ from tasks.process import count_cores, die_with_parent, pin_threads, sleep_when_
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 _SOURCES = ("models", "tasks", "benchmarks")
-_NO_EFFECT = ("resume", "cache", "output", "no_save", "rows", "seeds")
+_NO_EFFECT = ("resume", "cache", "output", "no_save", "rows", "pictures", "seeds")
 """Options that change no row's figures: a run may be resumed with others. Where there are --seeds, rows name theirs."""
 _PLACES = ("--cache", "--output", "--pictures")
 _EXPECTED = (MosisError, ValueError, TypeError, RuntimeError, OSError, NotImplementedError)

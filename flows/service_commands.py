@@ -11,9 +11,7 @@ from tasks.errors import ParamsError, SourceError
 
 def add_commands(commands: Any) -> None:
     """commands: what argparse's add_subparsers gave."""
-    up = commands.add_parser(
-        "up", help="label what arrives in the inbox: start the service, or what died of it"
-    )
+    up = commands.add_parser("up", help="label what arrives in the inbox: start the service, or what died of it")
     _add_workspace(up)
     up.add_argument("--inbox", metavar="URL", help="a folder or an fsspec URL; kept in params.yaml as service.inbox")
     up.add_argument(

@@ -1,12 +1,10 @@
-"""An intake that kills itself at a named point: python -m tests.kill_points WORKSPACE POINT. And a watch on memory."""
+"""An intake that kills itself at a named point: python -m tests.kill_points WORKSPACE POINT. And workers' memory."""
 
 from __future__ import annotations
 
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,25 +82,9 @@ def die_of_broken_names(request: Request) -> Entry:
     return intake.take_in(request)
 
 
-def watch_memory(work: Callable[[], Any]) -> list[int]:
-    """Resident bytes of the worker processes below this one, sampled while `work` runs."""
-    samples: list[int] = []
-    over = threading.Event()
-
-    def sample() -> None:
-        while not over.wait(0.2):
-            total = sum(_resident(pid) for pid in _workers())
-            if total:
-                samples.append(total)
-
-    thread = threading.Thread(target=sample)
-    thread.start()
-    try:
-        work()
-    finally:
-        over.set()
-        thread.join()
-    return samples
+def worker_bytes() -> int:
+    """Resident bytes of the worker processes below this one."""
+    return sum(_resident(pid) for pid in _workers())
 
 
 def _workers() -> list[int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tasks import tracking, workspace
+from tasks import registry, tracking, workspace
 from tests.clip_toy import write_weights
 from tests.conftest import write_video
 
@@ -34,7 +34,11 @@ def make_workspace(folder: Path, *, champion: bool) -> Path:
     (folder / "inbox").mkdir()
     if champion:
         write_weights(folder)
-        tracking.register(folder)
+        with pytest.MonkeyPatch.context() as patch:
+            # A copy, so that an edit of the code while this runs makes no mixture.
+            copy = shutil.copytree(registry.SOURCES, folder.parent / "code" / "models")
+            patch.setattr(registry, "SOURCES", Path(copy))
+            tracking.register(folder)
     return folder
 
 

@@ -29,7 +29,6 @@ class PreparedClip:
     folder: Path
     clip_id: str
     source: str
-    timestamps_us: tuple[int, ...]
     has_truth: bool
     has_flow: bool
     annotated: tuple[int, ...] | None = None
@@ -90,8 +89,8 @@ class FrameWriter:
 
     def add(self, clip: PreparedClip) -> StoredClip:
         """Append one clip's frames, truth and flow; returns where they lie (its split is set by `finish`)."""
-        frames = open_npy(clip.folder / "frames.npy", np.uint8, (*self._size, 3))
-        if self._shard is None or (self._shard.rows and self._shard.rows + len(frames) > self._shard_frames):
+        frames = len(open_npy(clip.folder / "frames.npy", np.uint8, (*self._size, 3)))
+        if self._shard is None or (self._shard.rows and self._shard.rows + frames > self._shard_frames):
             self._open_shard()
         assert self._shard is not None
         stored = StoredClip(
@@ -100,15 +99,14 @@ class FrameWriter:
             split="train",
             shard=len(self._shard_lengths) - 1,
             start=self._shard.rows,
-            frames=len(frames),
+            frames=frames,
             first_row=sum(self._shard_lengths),
-            timestamps_us=clip.timestamps_us,
             truth=clip.has_truth,
             optical_flow=clip.has_flow,
             annotated=clip.annotated,
         )
-        self._shard.append(frames)
-        self._shard_lengths[-1] += len(frames)
+        self._shard.extend(clip.folder / "frames.npy")
+        self._shard_lengths[-1] += frames
         if clip.has_truth:
             self._add_truth(clip.folder / "truth", stored.first_row)
         if clip.has_flow:
@@ -156,4 +154,4 @@ class FrameWriter:
             fields = NpyWriter(target / "flow.npy", np.float16, (*self._size, 2))
             self._flow = NpyWriter(target / "rows.npy", np.int64, ()), fields
         self._flow[0].append(open_npy(folder / "flow_rows.npy", np.int64, ()) + first_row)
-        self._flow[1].append(open_npy(folder / "flow.npy", np.float16, (*self._size, 2)))
+        self._flow[1].extend(folder / "flow.npy")

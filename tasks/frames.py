@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from models.common.instances import Instances
 from tasks.errors import DataError
 from tasks.files import read_json
 from tasks.labels import LabelStore
 from tasks.npy import open_npy
 
-FORMAT = 1
+if TYPE_CHECKING:
+    from models.common.instances import Instances
+
+FORMAT = 2
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 _MEND = "run the pairs stage again"
@@ -27,7 +29,6 @@ class StoredClip:
 
     first_row: row of the clip's first frame, counted over all shards; its frames are rows first_row .. stop - 1.
     shard, start: the file, and the row within it.
-    timestamps_us: microseconds, one per frame.
     truth: whether its frames have ground truth (perhaps of no instance); annotated: which do, counted from the clip's
     first, ascending, None where all do. optical_flow: whether they have true motion.
     """
@@ -39,7 +40,6 @@ class StoredClip:
     start: int
     frames: int
     first_row: int
-    timestamps_us: tuple[int, ...]
     truth: bool = False
     optical_flow: bool = False
     annotated: tuple[int, ...] | None = None
@@ -153,7 +153,6 @@ class FrameStore:
             StoredClip(
                 clip_id=f"clip-{number:05d}", source=f"array-{number:05d}", split=splits[number], shard=number, start=0,
                 frames=len(frames), first_row=first_rows[number],
-                timestamps_us=tuple(round(i * 1e6 / rate_hz) for i in range(len(frames))),
                 truth=truths[number] is not None, optical_flow=flows[number] is not None,
             )
             for number, frames in enumerate(clips)
@@ -233,11 +232,7 @@ def _read_document(path: Path) -> dict[str, Any]:
 
 def _parse_clip(entry: dict[str, Any]) -> StoredClip:
     annotated = entry.get("annotated")
-    lists = {
-        "timestamps_us": tuple(entry["timestamps_us"]),
-        "annotated": None if annotated is None else tuple(annotated),
-    }
-    return StoredClip(**entry | lists)
+    return StoredClip(**entry | {"annotated": None if annotated is None else tuple(annotated)})
 
 
 def _check_clips(folder: Path, clips: Iterable[StoredClip], shards: list[np.ndarray]) -> None:
@@ -246,7 +241,7 @@ def _check_clips(folder: Path, clips: Iterable[StoredClip], shards: list[np.ndar
     row = 0
     for clip in clips:
         annotated = clip.annotated or ()
-        numbers = (clip.shard, clip.start, clip.frames, clip.first_row, *clip.timestamps_us, *annotated)
+        numbers = (clip.shard, clip.start, clip.frames, clip.first_row, *annotated)
         if not all(isinstance(number, int) for number in numbers) or clip.split not in SPLITS:
             raise DataError(f"{folder / 'clips.json'}: clip {clip.clip_id} has fields of the wrong kind: {_MEND}")
         inside = 0 <= clip.shard < len(shards) and clip.first_row == row == starts[clip.shard] + clip.start
@@ -254,7 +249,6 @@ def _check_clips(folder: Path, clips: Iterable[StoredClip], shards: list[np.ndar
             not inside
             or clip.frames < 1
             or clip.stop > starts[clip.shard + 1]
-            or len(clip.timestamps_us) != clip.frames
             or any(not 0 <= index < clip.frames for index in annotated)
         ):
             raise DataError(f"{folder / 'clips.json'}: clip {clip.clip_id} does not fit its shard: {_MEND}")

@@ -6,14 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
-from models.common.instances import Instances
 from tasks.errors import DataError
 from tasks.files import atomic_folder, read_json, write_json
 from tasks.npy import NpyWriter, open_npy
+
+if TYPE_CHECKING:
+    from models.common.instances import Instances
 
 NO_TRACK = -1
 """What track_ids.npy holds where an instance has no identity."""
@@ -55,8 +57,8 @@ class LabelStore:
     @classmethod
     def from_items(cls, size: tuple[int, int], items: Iterable[tuple[int, Instances]]) -> LabelStore:
         """The same in memory, from (row, instances) in ascending rows."""
-        parts = [_pack(row, instances, size) for row, instances in items]
-        parts.append(_pack(0, Instances.empty(*size), size))
+        parts = [_pack_instances(row, instances, size) for row, instances in items]
+        parts.append(_pack(0, np.zeros((0, *size), bool), np.zeros(0, np.float32), None))
         rows, packed, scores, track_ids = (np.concatenate(columns) for columns in zip(*parts, strict=True))
         if (np.diff(rows) < 0).any():
             raise ValueError("labels must come in ascending rows")
@@ -81,6 +83,11 @@ class LabelStore:
 
     def __getitem__(self, row: int) -> Instances:
         """Instances of frame `row`, empty where there are none; boxes are mask extents."""
+        # Here and not above: the pairs stage writes truth, and reads none, without torch.
+        import torch
+
+        from models.common.instances import Instances
+
         start, stop = np.searchsorted(self.rows, [row, row + 1])
         if start == stop:
             return Instances.empty(*self.size)
@@ -112,7 +119,13 @@ class LabelWriter:
 
     def add(self, row: int, instances: Instances) -> None:
         """Add the instances of frame `row`; rows must ascend."""
-        self._append(_pack(row, instances, self._size))
+        self._append(_pack_instances(row, instances, self._size))
+
+    def add_masks(self, row: int, masks: np.ndarray, track_ids: np.ndarray) -> None:
+        """Add ground truth of frame `row`: masks (N, H, W) bool, none of them empty, track_ids (N,) int64."""
+        if masks.shape[1:] != tuple(self._size):
+            raise ValueError(f"row {row}: masks of {masks.shape[1:]} in a store of {tuple(self._size)} (height, width)")
+        self._append(_pack(row, masks, np.ones(len(masks), np.float32), track_ids))
 
     def extend(self, store: LabelStore, *, first_row: int) -> None:
         """Add a whole store whose rows count from `first_row`."""
@@ -141,16 +154,20 @@ class LabelWriter:
             file.append(column)
 
 
-def _pack(row: int, instances: Instances, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
-    """(rows, packed masks, scores, track ids) of one frame."""
-    n = len(instances)
+def _pack_instances(row: int, instances: Instances, size: tuple[int, int]) -> tuple[np.ndarray, ...]:
     if instances.size != tuple(size):
         raise ValueError(f"row {row}: masks of {instances.size} in a store of {tuple(size)} (height, width)")
-    bits = instances.masks.reshape(n, size[0] * size[1]).cpu().numpy()
-    packed = np.packbits(bits, axis=1)
     ids = instances.track_ids
-    track_ids = np.full(n, NO_TRACK, np.int64) if ids is None else ids.cpu().numpy().astype(np.int64)
-    return np.full(n, row, np.int64), packed, instances.scores.cpu().numpy().astype(np.float32), track_ids
+    track_ids = None if ids is None else ids.cpu().numpy()
+    return _pack(row, instances.masks.cpu().numpy(), instances.scores.cpu().numpy(), track_ids)
+
+
+def _pack(row: int, masks: np.ndarray, scores: np.ndarray, track_ids: np.ndarray | None) -> tuple[np.ndarray, ...]:
+    """(rows, packed masks, scores, track ids) of one frame."""
+    n, height, width = masks.shape
+    packed = np.packbits(masks.reshape(n, height * width), axis=1)
+    ids = np.full(n, NO_TRACK, np.int64) if track_ids is None else track_ids.astype(np.int64)
+    return np.full(n, row, np.int64), packed, scores.astype(np.float32), ids
 
 
 def _packed_bytes(size: tuple[int, int]) -> int:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import os
+import shutil
 from pathlib import Path
 from types import TracebackType
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from tasks.errors import DataError
 
+_COPY_BYTES = 2**20
+
 
 class NpyWriter:
     """Appends rows to a .npy file whose length is not known beforehand.
 
     numpy pads the header so that the leading axis can grow in place, so the header is rewritten at the end and the
-    rows stay where they are.
+    rows stay where they are. Nothing is synced: files are parts of a folder that `atomic_folder` syncs as a whole.
     """
 
     def __init__(self, path: Path, dtype: DTypeLike, row_shape: tuple[int, ...]) -> None:
@@ -34,6 +37,13 @@ class NpyWriter:
         self._file.write(np.ascontiguousarray(rows, self._dtype).data)
         self.rows += len(rows)
 
+    def extend(self, path: Path) -> None:
+        """Add all rows of another such file. Raises DataError where it is broken or its rows are others."""
+        self.rows += len(open_npy(path, self._dtype, self._row_shape))
+        with path.open("rb") as file:
+            _read_shape(file)
+            shutil.copyfileobj(file, self._file, _COPY_BYTES)
+
     def close(self) -> None:
         if self._file.closed:
             return
@@ -41,8 +51,6 @@ class NpyWriter:
             self._file.seek(0)
             self._write_header()
             assert self._file.tell() == self._data_start, "the .npy header changed its length"
-            self._file.flush()
-            os.fsync(self._file.fileno())
 
     def __enter__(self) -> NpyWriter:
         return self
@@ -77,10 +85,15 @@ def open_npy(path: Path, dtype: DTypeLike, row_shape: tuple[int, ...]) -> np.nda
 
 def _holds_rows(path: Path) -> bool:
     with path.open("rb") as file:
-        if np.lib.format.read_magic(file) != (1, 0):
-            raise ValueError("not a .npy file of version 1.0")
-        shape, _, _ = np.lib.format.read_array_header_1_0(file)
-    return int(np.prod(shape, dtype=object)) > 0
+        return int(np.prod(_read_shape(file), dtype=object)) > 0
+
+
+def _read_shape(file: BinaryIO) -> tuple[int, ...]:
+    """From the header; leaves `file` where the rows begin."""
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("not a .npy file of version 1.0")
+    shape, _, _ = np.lib.format.read_array_header_1_0(file)
+    return tuple(shape)
 
 
 def _one_line(error: Exception) -> str:

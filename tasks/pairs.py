@@ -13,10 +13,8 @@ from typing import Any
 
 import cv2
 import numpy as np
-import torch
 
 from models.common.images import resize_frame
-from models.common.instances import Instances
 from tasks.clips import ClipEntry, ClipInfo, ClipReader, open_clips
 from tasks.cluster import open_executor
 from tasks.errors import DataError, NothingLeftError, SourceError
@@ -29,6 +27,8 @@ from tasks.pool import Outcome, WorkerDied, map_unordered
 
 _REASONS_SHOWN = 3
 _FASTEST_HZ = 1e6
+_ROWS_AT_ONCE = 2**18
+GOOD = 0
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,16 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Prepared:
-    """faults: per consecutive pair of frames why it is dropped, or None. source_sha256, split: as clip.json says.
+    """What is kept of a clip until all are read; 9 bytes a frame, so that days of video fit.
 
-    accepted_hz: the clip's own bound where it is below pairs.min_rate_hz.
+    faults: per consecutive pair of frames GOOD, or where in REASONS it stands why the pair is dropped, counted from 1.
+    times_us: (T,) int64. source_sha256, split: as clip.json says. accepted_hz: the clip's own bound where it is below
+    pairs.min_rate_hz.
     """
 
     clip: PreparedClip
-    faults: tuple[str | None, ...]
+    faults: bytes
+    times_us: np.ndarray
     source_sha256: str
     split: str | None
     accepted_hz: float | None = None
@@ -87,7 +90,7 @@ def choose_splits(prepared: list[_Prepared], train_share: float, val_share: floa
     and new video moves none.
     """
     splits = [one.split or _split_by_hash(one.source_sha256, train_share, val_share) for one in prepared]
-    trains = any(split == "train" and None in one.faults for split, one in zip(splits, prepared, strict=True))
+    trains = any(split == "train" and GOOD in one.faults for split, one in zip(splits, prepared, strict=True))
     return (splits, False) if trains else (["train"] * len(splits), True)
 
 
@@ -146,11 +149,11 @@ def _prepare(work: _Work) -> _Prepared:
         if info.clip_id != work.entry.clip_id:
             raise DataError(f"{work.entry.path}: is clip {info.clip_id} by its own account: ingest the source again")
         limits, accepted_hz = _accept(info, work)
-        faults = tuple(_add_frames(reader, preparer, work.size, limits))
-        clip = PreparedClip(
-            work.folder, info.clip_id, info.source, info.timestamps_us, info.truth, preparer.has_flow, info.annotated
-        )
-        return _Prepared(clip, faults, info.source_sha256, info.split, accepted_hz)
+        found = _add_frames(reader, preparer, work.size, limits)
+        faults = bytes(GOOD if fault is None else 1 + REASONS.index(fault) for fault in found)
+        clip = PreparedClip(work.folder, info.clip_id, info.source, info.truth, preparer.has_flow, info.annotated)
+        times_us = np.array(info.timestamps_us, np.int64)
+        return _Prepared(clip, faults, times_us, info.source_sha256, info.split, accepted_hz)
 
 
 def _add_frames(
@@ -163,9 +166,9 @@ def _add_frames(
     for index, frame in enumerate(reader.frames()):
         seen = SeenFrame.look_at(resize_frame(frame, size))
         preparer.add_frame(seen.image)
-        truth = reader.truth(index)
+        truth = reader.truth_masks(index)
         if truth is not None and preparer.labels is not None:
-            preparer.labels.add(index, resize_instances(truth, size))
+            preparer.labels.add_masks(index, *resize_truth(*truth, size))
         flow_uv = reader.flow(index) if index + 1 < len(reader) else None
         if flow_uv is not None:
             preparer.add_flow(index, resize_flow(flow_uv, size))
@@ -174,13 +177,15 @@ def _add_frames(
         before = seen
 
 
-def resize_instances(instances: Instances, size: tuple[int, int]) -> Instances:
-    """Ground truth at `size`: a pixel belongs to a mask that covers at least half of it; masks that vanish go."""
-    if instances.size == size:
-        return instances
-    masks = [_resize(mask.numpy().astype(np.float32), size) >= 0.5 for mask in instances.masks]
-    stacked = np.stack(masks) if masks else np.zeros((0, *size), bool)
-    return Instances.from_masks(torch.from_numpy(stacked), instances.scores, instances.track_ids)
+def resize_truth(masks: np.ndarray, track_ids: np.ndarray, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Ground truth (N, H, W) bool, (N,) at `size`: a pixel belongs to a mask that covers at least half of it; masks
+    that vanish go.
+    """
+    if masks.shape[1:] != size:
+        resized = [_resize(mask.astype(np.float32), size) >= 0.5 for mask in masks]
+        masks = np.stack(resized) if resized else np.zeros((0, *size), bool)
+    kept = masks.any((1, 2))
+    return masks[kept], track_ids[kept]
 
 
 def resize_flow(flow_uv: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -205,7 +210,7 @@ def _check_left(prepared: list[_Prepared], unreadable: dict[str, str], total: in
             f"{len(unreadable)} of {total} clips cannot be read, pairs.max_rejected_share allows {max_share:.0%}: "
             f"{_list_reasons(unreadable)}"
         )
-    if not any(None in one.faults for one in prepared):
+    if not any(GOOD in one.faults for one in prepared):
         dropped = _count_dropped(prepared)
         counts = (
             ", ".join(f"{reason} {count}" for reason, count in dropped.items() if count) or "no two frames in a clip"
@@ -221,12 +226,6 @@ def _write_pairs(folder: Path, clips: list[StoredClip], prepared: list[_Prepared
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = []
-    for clip, one in zip(clips, prepared, strict=True):
-        dt_s = np.diff(np.array(clip.timestamps_us, np.int64)) / 1e6
-        for index in (i for i, fault in enumerate(one.faults) if fault is None):
-            row = clip.first_row + index
-            rows.append((clip.clip_id, row, row + 1, float(dt_s[index]), clip.split))
     kinds = {
         "clip_id": pa.string(),
         "row_a": pa.int64(),
@@ -234,24 +233,52 @@ def _write_pairs(folder: Path, clips: list[StoredClip], prepared: list[_Prepared
         "dt_s": pa.float64(),
         "split": pa.string(),
     }
-    columns = dict(zip(kinds, zip(*rows, strict=True), strict=True))
-    pq.write_table(pa.table(columns, schema=pa.schema(kinds)), folder / "pairs.parquet")
-    return Counter(split for *_, split in rows)
+    schema = pa.schema(kinds)
+    counts: Counter[str] = Counter()
+    waiting: list[Any] = []
+    with pq.ParquetWriter(folder / "pairs.parquet", schema) as writer:
+        for clip, one in zip(clips, prepared, strict=True):
+            good = np.flatnonzero(np.frombuffer(one.faults, np.uint8) == GOOD)
+            row_a = clip.first_row + good
+            columns = {
+                "clip_id": pa.repeat(pa.scalar(clip.clip_id, pa.string()), len(good)),
+                "row_a": _column(row_a, pa.int64()),
+                "row_b": _column(row_a + 1, pa.int64()),
+                "dt_s": _column(np.diff(one.times_us)[good] / 1e6, pa.float64()),
+                "split": pa.repeat(pa.scalar(clip.split, pa.string()), len(good)),
+            }
+            waiting.append(pa.table(columns, schema=schema))
+            counts[clip.split] += len(good)
+            if sum(map(len, waiting)) >= _ROWS_AT_ONCE:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting = []
+        writer.write_table(pa.concat_tables([schema.empty_table(), *waiting]))
+    return counts
+
+
+def _column(values: np.ndarray, kind: Any) -> Any:
+    """An Arrow array over `values`. pyarrow's own conversion imports pandas, 60 MB, to ask whether they are a Series."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def _write_dropped(folder: Path, prepared: list[_Prepared], unreadable: dict[str, str]) -> None:
-    per_clip = {one.clip.clip_id: dict(Counter(fault for fault in one.faults if fault)) for one in prepared}
+    per_clip = {one.clip.clip_id: _count_dropped([one]) for one in prepared}
     document = {
         "total": _count_dropped(prepared),
-        "clips": {clip_id: counts for clip_id, counts in per_clip.items() if counts},
+        "clips": {
+            clip_id: {reason: count for reason, count in counts.items() if count}
+            for clip_id, counts in per_clip.items()
+            if any(counts.values())
+        },
         "unreadable": [{"clip_id": clip_id, "reason": reason} for clip_id, reason in unreadable.items()],
     }
     write_json(folder / "dropped.json", document)
 
 
 def _count_dropped(prepared: list[_Prepared]) -> dict[str, int]:
-    found = Counter(fault for one in prepared for fault in one.faults)
-    return {reason: found[reason] for reason in REASONS}
+    return {reason: sum(one.faults.count(place) for one in prepared) for place, reason in enumerate(REASONS, GOOD + 1)}
 
 
 def _list_reasons(unreadable: dict[str, str]) -> str:

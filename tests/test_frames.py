@@ -18,7 +18,7 @@ from models.common.instances import Instances
 from tasks.errors import DataError
 from tasks.frame_writer import ClipPreparer, FrameWriter, PreparedClip
 from tasks.frames import FrameStore
-from tasks.labels import LabelStore
+from tasks.labels import LabelStore, LabelWriter
 from tasks.npy import NpyWriter, open_npy
 
 SIZE = (5, 6)
@@ -66,6 +66,18 @@ def test_no_labels_at_all(tmp_path):
     assert store.count == 0
     assert len(store[0]) == 0
     assert LabelStore.from_items(SIZE, []).count == 0
+
+
+def test_truth_is_written_from_arrays(tmp_path):
+    track_ids = np.array([7, 3])
+    with LabelWriter(tmp_path, SIZE) as writer:
+        writer.add_masks(2, FIRST.masks.numpy(), track_ids)
+        writer.add_masks(3, np.zeros((0, *SIZE), bool), track_ids[:0])
+        with pytest.raises(ValueError, match="row 4"):
+            writer.add_masks(4, np.ones((1, 6, 5), bool), track_ids[:1])
+    store = LabelStore.open(tmp_path)
+    assert_same(store[2], FIRST.with_scores(torch.ones(2)))
+    assert store.count == 2
 
 
 def test_labels_must_ascend_and_fit(tmp_path):
@@ -131,6 +143,19 @@ def test_npy_grows_and_numpy_reads_it(tmp_path):
         open_npy(tmp_path / "a.npy", np.int32, (2,))
 
 
+def test_npy_files_are_joined(tmp_path):
+    rows = np.arange(600_000, dtype=np.int64).reshape(-1, 2)
+    for name, part in (("a", rows[:200_000]), ("none", rows[:0]), ("b", rows[200_000:])):
+        np.save(tmp_path / f"{name}.npy", part)
+    with NpyWriter(tmp_path / "whole.npy", np.int64, (2,)) as file:
+        for name in ("a", "none", "b"):
+            file.extend(tmp_path / f"{name}.npy")
+        file.append(rows[:1])
+    np.testing.assert_array_equal(np.load(tmp_path / "whole.npy"), np.concatenate([rows, rows[:1]]))
+    with NpyWriter(tmp_path / "other.npy", np.int32, (2,)) as file, pytest.raises(DataError, match="was expected"):
+        file.extend(tmp_path / "a.npy")
+
+
 class Trap:
     """Unpickling this makes a folder."""
 
@@ -182,8 +207,7 @@ def on_disk(folder: Path) -> FrameStore:
                         preparer.labels.add(row, truth[row])
                     if number == 2 and row < 3:
                         preparer.add_flow(row, np.ones((*SIZE, 2), np.float32))
-            times = tuple(100_000 * i for i in range(count))
-            writer.add(PreparedClip(part, f"clip-{number:05d}", "x", times, truth is not None, number == 2))
+            writer.add(PreparedClip(part, f"clip-{number:05d}", "x", truth is not None, number == 2))
             shutil.rmtree(part)
         writer.finish(["train", "val", "train"])
     rows = [0, 1, 4, 5, 6]
@@ -276,6 +300,11 @@ def edit_clips(folder: Path, **changes: object) -> None:
     (folder / "clips.json").write_text(json.dumps(document))
 
 
+def edit_document(folder: Path, **changes: object) -> None:
+    document = json.loads((folder / "clips.json").read_text())
+    (folder / "clips.json").write_text(json.dumps(document | changes))
+
+
 def edit_pairs(folder: Path, **changes: object) -> None:
     columns = pq.read_table(folder / "pairs.parquet").to_pydict()
     pq.write_table(pa.table(columns | changes), folder / "pairs.parquet")
@@ -289,10 +318,11 @@ DAMAGES = {
     "unknown field": lambda folder: edit_clips(folder, extra=1),
     "shard that is not there": lambda folder: edit_clips(folder, shard=5),
     "negative shard": lambda folder: edit_clips(folder, shard=-1),
-    "too many frames": lambda folder: edit_clips(folder, frames=2000, timestamps_us=list(range(2000))),
+    "too many frames": lambda folder: edit_clips(folder, frames=2000),
     "rows that overlap": lambda folder: edit_clips(folder, first_row=1),
     "row as text": lambda folder: edit_clips(folder, first_row="0"),
-    "no timestamps": lambda folder: edit_clips(folder, timestamps_us=[]),
+    "no frames": lambda folder: edit_clips(folder, frames=0),
+    "of an older format": lambda folder: edit_document(folder, format=1),
     "unknown split": lambda folder: edit_clips(folder, split="trian"),
     "shard missing": lambda folder: (folder / "frames-00001.npy").unlink(),
     "shard cut short": lambda folder: (folder / "frames-00000.npy").write_bytes(b"\x93NUMPY\x01\x00v\x00"),

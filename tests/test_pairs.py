@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import subprocess
+import sys
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from models.common.instances import Instances
 from tasks import pairs
 from tasks.clips import ClipEntry, ClipWriter, make_clip_id, write_manifest
 from tasks.errors import DataError, NothingLeftError
 from tasks.files import sha256_tree
 from tasks.frames import FrameStore
-from tasks.pair_checks import PairJudge, PairLimits, SeenFrame, histogram_distance
+from tasks.pair_checks import PairLimits
 from tasks.params import IngestParams, PairsParams, Params, SyntheticParams
 from tasks.pool import Outcome
 from tasks.sources.synthetic import open_synthetic
@@ -127,47 +128,6 @@ def test_every_reason(clips, capsys, reason, frames, times_us):
     assert f"1 dropped: {reason} 1" in printed
 
 
-def look(frame: np.ndarray) -> SeenFrame:
-    return SeenFrame.look_at(frame)
-
-
-def test_reasons_in_order():
-    judge = PairJudge(LIMITS)
-    assert judge.find_fault(look(view(0)), look(view(0)), 0.0) == "order"
-    assert judge.find_fault(look(view(0)), look(view(2)), -0.05) == "order"
-    assert judge.find_fault(look(view(0)), look(view(0)), 0.2) == "rate"
-    assert judge.find_fault(look(view(0)), look(view(2)), 0.09) is None
-
-
-@pytest.mark.parametrize("shift", [1, 4, 8, 18, 32, 48])
-def test_motion_is_measured(shift):
-    wide = texture(Draw(0), 128, 180, scale=2.0)
-    before, after = (look(np.ascontiguousarray(wide[:, x : x + 128])).grey for x in (0, shift))
-    assert PairJudge(LIMITS).measure_motion(before, after) == pytest.approx(shift, abs=1.0)
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_noise_and_repeating_patterns_are_no_sweep(seed):
-    """Phase correlation always names some shift; alone, it would call a dark noisy room or a fence fast."""
-    draw = Draw(seed)
-    stripes = [np.tile((np.arange(128) + x) // 10 % 2 * 100, (128, 1)) for x in (0, 1)]
-    for a, b in (stripes, (0, 0)):
-        before, after = ((picture + draw.array(60, 100, (128, 128))).astype(np.uint8) for picture in (a, b))
-        assert PairJudge(LIMITS).measure_motion(before, after) < 16
-
-
-def test_a_small_fast_object_is_no_fast_pair():
-    before, after = view(0).copy(), view(1).copy()
-    before[20:30, 4:14], after[20:30, 44:54] = (255, 0, 0), (255, 0, 0)
-    assert PairJudge(LIMITS).find_fault(look(before), look(after), 0.05) is None
-
-
-def test_histogram_distance_by_hand():
-    assert histogram_distance(np.array([0.5, 0.5]), np.array([0.5, 0.5])) == pytest.approx(0, abs=1e-6)
-    assert histogram_distance(np.array([1.0, 0.0]), np.array([0.0, 1.0])) == 1
-    assert histogram_distance(np.array([1.0, 0.0]), np.array([0.25, 0.75])) == pytest.approx(np.sqrt(0.5))
-
-
 def test_rate_has_a_tolerance(clips):
     jitter = [0, 90_000, 170_000, 262_000]  # 12 Hz is 83 ms, ten per cent more 91.7 ms
     store = run(clips, [write_clip(clips, [view(2 * i) for i in range(4)], times_us=jitter)])
@@ -184,7 +144,7 @@ def test_a_rate_that_was_accepted_when_ingested_is_enough(clips, capsys):
     store = run(clips, entries)
     counts = {clip.source: 0 for clip in store.clips}
     for row in store.pairs().row_a.tolist():
-        counts[next(c.source for c in store.clips if c.first_row <= row < c.first_row + len(c.timestamps_us))] += 1
+        counts[next(c.source for c in store.clips if c.first_row <= row < c.stop)] += 1
     assert counts == {"a": 2, "b": 0, "c": 1}
     assert "; 1 clips down to 6 Hz, below pairs.min_rate_hz, as accepted when ingested" in capsys.readouterr().out
     run(clips, entries, min_rate_hz=5)
@@ -229,12 +189,47 @@ def test_truth_at_training_size(clips):
 
 def test_masks_cover_half_a_pixel_or_go():
     masks = np.stack([box_mask(8, 8, 0, 0, 3, 4), box_mask(8, 8, 6, 6, 7, 7), box_mask(8, 8, 4, 0, 5, 2)])
-    import torch
-
-    resized = pairs.resize_instances(Instances.from_masks(torch.from_numpy(masks)), (4, 4))
+    resized, track_ids = pairs.resize_truth(masks, np.array([7, 5, 6]), (4, 4))
     # 3 columns of 8 are 1.5 of 4: the second is half covered. A lone pixel covers a quarter; a column of two, a half.
-    assert resized.boxes.tolist() == [[0, 0, 2, 2], [2, 0, 3, 1]]
-    assert len(pairs.resize_instances(Instances.empty(8, 8), (4, 4))) == 0
+    np.testing.assert_array_equal(resized, [box_mask(4, 4, 0, 0, 2, 2), box_mask(4, 4, 2, 0, 3, 1)])
+    assert track_ids.tolist() == [7, 6]
+    same, track_ids = pairs.resize_truth(np.stack([masks[0], np.zeros_like(masks[0])]), np.array([7, 5]), (8, 8))
+    np.testing.assert_array_equal(same, masks[:1])
+    assert track_ids.tolist() == [7]
+    nothing, track_ids = pairs.resize_truth(np.zeros((0, 8, 8), bool), np.zeros(0, np.int64), (4, 4))
+    assert (nothing.shape, track_ids.shape) == ((0, 4, 4), (0,))
+
+
+def test_neither_frames_nor_truth_need_torch(clips):
+    """A third of a GB in each of its processes."""
+    entry = write_clip(clips, [view(0), view(2)], masks=[{1: box_mask(SIDE, SIDE, 0, 0, 4, 4)}, {}])
+    write_manifest(clips, [entry])
+    code = f"""
+import sys
+from pathlib import Path
+from tasks import __main__, pairs
+from tasks.params import Params, PairsParams
+pairs.run(Params(pairs=PairsParams(height=32, width=32, workers=1)), Path({str(clips.parents[1])!r}))
+print(sorted({{"torch", "av", "mlflow", "dvc", "prefect"}} & set(sys.modules)))
+"""
+    root = Path(__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+    store = FrameStore.open(clips.parent / "pairs")
+    assert store.truth is not None
+    assert store.truth[0].boxes.tolist() == [[0.0, 0.0, 2.0, 2.0]]
+
+
+def test_pairs_are_written_in_parts(clips, monkeypatch):
+    """Constant memory however many there are; nothing is lost at the seams."""
+    entries = [write_clip(clips, [view(2 * i) for i in range(frames)], name=str(frames)) for frames in (1, 2, 4, 3)]
+    expected = run(clips, entries).pairs()
+    assert len(expected) == 6
+    monkeypatch.setattr(pairs, "_ROWS_AT_ONCE", 3)
+    found = run(clips, entries).pairs()
+    assert pq.ParquetFile(clips.parent / "pairs" / "pairs.parquet").num_row_groups > 1
+    for one, other in zip(dataclasses.astuple(found), dataclasses.astuple(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 def test_no_truth_no_flow_no_folders(clips):
@@ -257,8 +252,9 @@ def test_clips_with_and_without_truth_together(clips):
     assert [len(store.truth[i]) for i in (row, row + 1)] == [0, 1]
 
 
-def prepared(name: str, *, split: str | None = None, faults: tuple[str | None, ...] = (None,)) -> Any:
-    return pairs._Prepared(clip=None, faults=faults, source_sha256=name, split=split)  # type: ignore[arg-type]
+def prepared(name: str, *, split: str | None = None) -> Any:
+    times_us = np.array([0, 50_000])
+    return pairs._Prepared(None, bytes([pairs.GOOD]), times_us, source_sha256=name, split=split)  # type: ignore[arg-type]
 
 
 def test_clips_of_one_source_share_a_split_that_never_moves():
@@ -373,7 +369,7 @@ def test_rows_do_not_depend_on_who_is_ready_first(clips, monkeypatch):
     run(clips, entries)
     expected = sha256_tree([clips.parent / "pairs"])
 
-    def last_first(function: Any, items: Any, workers: int, description: str) -> Any:
+    def last_first(function: Any, items: Any, workers: int, description: str, executor: None) -> Any:
         yield from [Outcome(i, item, value=function(item)) for i, item in reversed(list(enumerate(items)))]
 
     monkeypatch.setattr(pairs, "map_unordered", last_first)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import cv2
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 
 def resize_frame(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -31,5 +35,7 @@ def to_tensor(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
     """
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
         raise ValueError(f"expected frames (B, H, W, 3) uint8, not {frames.shape} {frames.dtype}")
+    import torch  # here, so that who only resizes frames does without its second and its 300 MB in every process
+
     on_device = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
     return on_device.permute(0, 3, 1, 2).float() / 255

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,22 +68,28 @@ class ClipReader:
 
     def truth(self, index: int) -> Instances | None:
         """Ground truth of one frame with track ids: None where it is not known, empty where there is no object."""
-        index = self._check_index(index)
-        if self._tracks is None or index not in self._annotated:
+        found = self.truth_masks(index)
+        if found is None:
             return None
         import torch
 
         from models.common.instances import Instances
 
-        height, width = self.info.height, self.info.width
+        masks, track_ids = found
+        return Instances.from_masks(torch.from_numpy(masks), track_ids=torch.from_numpy(track_ids))
+
+    def truth_masks(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """The same without torch: masks (N, H, W) bool, of which some may be empty, and track ids (N,) int64."""
+        index = self._check_index(index)
+        if self._tracks is None or index not in self._annotated:
+            return None
+        size = self.info.height, self.info.width
         found = [(track_id, rles[index]) for track_id, rles in self._tracks if rles[index] is not None]
-        if not found:
-            empty = Instances.empty(height, width)
-            return dataclasses.replace(empty, track_ids=torch.zeros(0, dtype=torch.int64))
         where = f"{self.path}: annotations.json, frame {index}"
-        masks = np.stack([picture_codec.decode_rle(rle, (height, width), where=where) for _, rle in found])
-        track_ids = torch.tensor([track_id for track_id, _ in found], dtype=torch.int64)
-        return Instances.from_masks(torch.from_numpy(masks), track_ids=track_ids)
+        masks = np.zeros((len(found), *size), bool)
+        for mask, (_, rle) in zip(masks, found, strict=True):
+            mask[...] = picture_codec.decode_rle(rle, size, where=where)
+        return masks, np.array([track_id for track_id, _ in found], np.int64)
 
     def flow(self, index: int) -> np.ndarray | None:
         """True optical flow of frame index to index + 1: (H, W, 2) float32, NaN where unknown; None: not stored."""

@@ -257,7 +257,7 @@ def _write_pairs(folder: Path, clips: list[StoredClip], prepared: list[_Prepared
 
 
 def _column(values: np.ndarray, kind: Any) -> Any:
-    """An Arrow array over `values`. pyarrow's own conversion imports pandas, 60 MB, to ask whether they are a Series."""
+    """An Arrow array over `values`. pyarrow's own conversion imports pandas, 60 MB, to ask if they are a Series."""
     import pyarrow as pa
 
     return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])

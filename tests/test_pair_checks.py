@@ -56,6 +56,22 @@ def test_a_judged_frame_is_not_changed_by_it(size):
             np.testing.assert_array_equal(part, before)
 
 
+def test_a_glance_counts_in_pixels_of_the_frame():
+    """24 px of 256 are 3 px of a glance, a quarter of a limit of 16 px four of the frame."""
+    wide = texture(Draw(0), 256, 280, scale=2.0)
+    before, after = (look(np.ascontiguousarray(wide[:, x : x + 256])) for x in (0, 24))
+    assert PairJudge(LIMITS)._may_sweep(before, after)
+    assert not PairJudge(LIMITS)._may_sweep(before, before)
+
+
+@pytest.mark.parametrize(("share", "fault"), [(0.2, "frozen"), (0.3, None)])
+def test_frozen_is_a_mean_over_all_values(share, fault):
+    """One grey level in a share of them, which is 0.25 at the limit."""
+    before, after = view(0), view(0).copy()
+    after.reshape(-1)[: round(share * after.size)] ^= 1
+    assert PairJudge(LIMITS).find_fault(look(before), look(after), 0.05) == fault
+
+
 def test_frames_smaller_than_a_glance():
     small = look(np.ascontiguousarray(SCENE[:24, :20]))
     assert small.glance.shape == (24, 20)
@@ -92,6 +108,10 @@ def test_noise_and_repeating_patterns_are_no_sweep(seed):
         noisy = ((picture + draw.array(60, 100, (128, 128))).astype(np.uint8) for picture in (a, b))
         before, after = (look(np.dstack([picture] * 3)) for picture in noisy)
         assert not PairJudge(LIMITS).is_fast(before, after)
+    strict = PairJudge(dataclasses.replace(LIMITS, motion_px=1.0))
+    strict._dis = Constant(np.zeros((128, 128, 2), np.float32))
+    assert strict._may_sweep(before, after)
+    assert not strict.is_fast(before, after), "a shift that explains no more than none does"
 
 
 def test_a_small_fast_object_is_no_fast_pair():

@@ -151,8 +151,12 @@ def decode_labels(
         return np.ascontiguousarray(pixels[..., 0])
     if mode not in ("RGB", "RGBA"):
         raise DataError(f"{where}: a picture of mode {mode} is no mask")
-    red, green, blue = (pixels[..., channel].astype(np.int32) for channel in range(3))
-    return np.where((red == green) & (green == blue), red, 256 + (red << 16) + (green << 8) + blue)
+    red, green, blue = (pixels[..., channel] for channel in range(3))
+    ids = np.add(blue, 256, dtype=np.int32)  # in place from here on: MAX_PIXELS are a quarter of a gigabyte in int32
+    for channel, bits in ((green, 8), (red, 16)):
+        ids += np.left_shift(channel, bits, dtype=np.int32)
+    np.copyto(ids, red, where=(red == green) & (green == blue))
+    return ids
 
 
 def _is_16_bit_png(data: bytes) -> bool:

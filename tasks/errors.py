@@ -17,11 +17,18 @@ with MOSIS_TRACEBACK=1.
 
 from __future__ import annotations
 
+import unicodedata
+
+_LONGEST = 2_000
+
 
 class MosisError(Exception):
-    """Base of all errors that a user can mend."""
+    """Base of all errors that a user can mend. Its message is one line, whatever names and values are in it."""
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(_to_line(one) if isinstance(one, str) else one for one in arguments))
 
 
 class ParamsError(MosisError, ValueError):
@@ -58,3 +65,16 @@ class StageError(MosisError):
 
 class StorageError(MosisError, OSError):
     pass
+
+
+def escape_unprintable(text: str) -> str:
+    """Control characters, line separators and bytes that are no UTF-8 as in a Python literal; all else stays."""
+    broken = ("Cc", "Cs", "Zl", "Zp")
+    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in broken else c for c in text)
+
+
+def _to_line(text: str) -> str:
+    """A value from outside may be a megabyte: the end, where messages say what to do, stays."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST - 500]} ... {text[-500:]}"
+    return escape_unprintable(text)

@@ -20,6 +20,7 @@ from tasks.errors import DataError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 """Names that start so are being written, or were left by a killed run; the next write of the same name clears them."""
+_BLOCK_BYTES = 2**20
 
 _ADVICE = {
     errno.ENOSPC: "the disk is full: free some space or use a workspace on another disk",
@@ -106,8 +107,10 @@ def write_json(path: Path | str, value: Any) -> None:
 def read_json(path: Path | str, *, max_bytes: int = 64 * 2**20) -> Any:
     """Parse a JSON file of at most `max_bytes`. Raises DataError where it is missing, larger or broken."""
     try:
+        data = bytearray()  # asked for at once, as many bytes as are allowed would be set aside, however few there are
         with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
+            while len(data) <= max_bytes and (block := file.read(_BLOCK_BYTES)):
+                data += block
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
     if len(data) > max_bytes:
@@ -115,7 +118,7 @@ def read_json(path: Path | str, *, max_bytes: int = 64 * 2**20) -> Any:
     return parse_json(data, name=str(path))
 
 
-def parse_json(data: bytes, *, name: str) -> Any:
+def parse_json(data: bytes | bytearray, *, name: str) -> Any:
     """Parse JSON bytes; `name` stands in the DataError's message. NaN and Infinity are refused."""
     try:
         return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)

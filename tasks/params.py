@@ -40,6 +40,10 @@ STAGES = ("ingest", "pairs", "train", "evaluate", "export")
 BESIDE_STAGES = ("compute", "service")
 """Keys of params.yaml that are no stage: results do not depend on them, so dvc.yaml does not name them."""
 
+_MAX_BYTES = 2**20
+_BROKEN_YAML = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, RecursionError)
+"""What PyYAML raises; beside its own for a tag that its value does not fit (`!!int a`), and for lists too deep."""
+
 
 @dataclass(frozen=True)
 class IngestParams:
@@ -209,11 +213,18 @@ def load(path: Path | str = "params.yaml") -> Params:
     """Read and validate params.yaml. Raises ParamsError naming the key, its place and the nearest right name."""
     path = Path(path)
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
     except FileNotFoundError:
         raise ParamsError(f"{path} not found: run inside a workspace, or make one with `mosis init DIR`") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    except OSError as error:
+        raise ParamsError(f"{path} cannot be read: {error.strerror or error}") from None
+    if len(data) > _MAX_BYTES:
+        raise ParamsError(f"{path} is larger than {_MAX_BYTES // 2**10} KiB: not a file of parameters")
+    try:
+        document = yaml.safe_load(data.decode())
+    except _BROKEN_YAML as error:
+        raise ParamsError(f"{path} is not valid YAML: {' '.join(str(error).split())[:300]}") from None
     return parse({} if document is None else document, name=str(path))
 
 

@@ -166,7 +166,11 @@ def _is_cover(stream: Any) -> bool:
 
 
 def _explain_unopenable(path: Path, error: Exception) -> str:
-    if not path.stat().st_size:
+    try:
+        size = path.stat().st_size
+    except OSError as gone:
+        return f"cannot be read: {gone.strerror}"
+    if not size:
         return "is empty (0 bytes): copy or download it again"
     if isinstance(error, PermissionError):
         return "cannot be read: no permission"

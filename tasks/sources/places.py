@@ -6,7 +6,6 @@ import contextlib
 import os
 import re
 import tempfile
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from fsspec.implementations.local import LocalFileSystem
 
-from tasks.errors import SourceError
+from tasks.errors import SourceError, escape_unprintable
 from tasks.files import TEMPORARY_PREFIX, storage_errors
 from tasks.sources import stores
 
@@ -53,12 +52,6 @@ def hide_credentials(url: str) -> str:
     return escape_unprintable("::".join(_hide_in_part(part) for part in url.split("::")))
 
 
-def escape_unprintable(text: str) -> str:
-    """Control characters, line separators and bytes that are no UTF-8 as in a Python literal; all else stays."""
-    broken = ("Cc", "Cs", "Zl", "Zp")
-    return "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in broken else c for c in text)
-
-
 def list_files(url: str) -> list[Place]:
     """Files at `url`, itself or below it, hidden ones left out, in natural order (2 before 10).
 
@@ -79,11 +72,15 @@ def list_files(url: str) -> list[Place]:
 def open_local(place: Place, folder: Path) -> Iterator[Path]:
     """A local path with the content of `place`: its own, or that of a copy in `folder` which is removed afterwards.
 
-    A copy is whole. Raises SourceError and StorageError as `list_files`.
+    A copy is whole. Raises SourceError and StorageError as `list_files`, also for a pipe or device: to open it may
+    take for ever.
     """
     url = place.url if place.listed else fill_in(place.url)
     if is_local(url):
-        yield Path(LocalFileSystem._strip_protocol(url))
+        path = LocalFileSystem._strip_protocol(url)
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise SourceError(f"{place.shown}: is no file")
+        yield Path(path)
         return
     with storage_errors(folder), tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as temporary:
         copy = Path(temporary, "source" + place.suffix)

@@ -6,6 +6,7 @@ Two settings, in the environment since they belong to a machine's network and sh
 
 from __future__ import annotations
 
+import errno
 import functools
 import hashlib
 import math
@@ -37,6 +38,8 @@ _PASSING_KINDS = frozenset(
     ("HTTPClientError", "ResponseParserError", "ClientConnectionError", "ClientPayloadError", "HTTPException")
 )
 """Bases that are no OSError, of botocore (two), aiohttp (two) and urllib3 or http.client: connection cut or refused."""
+_LASTING = (errno.ELOOP, errno.ENAMETOOLONG, errno.EINVAL)
+"""Of this machine's files: links in a circle, names that cannot be."""
 _DIFFERENT = "its bytes are not those of its checksum"
 _MD5 = re.compile(r"[0-9a-f]{32}")
 
@@ -268,6 +271,8 @@ def _http_status(error: BaseException) -> int | None:
 
 def _is_passing(error: BaseException) -> bool:
     if isinstance(error, OSError):
+        if error.errno in _LASTING:
+            return False
         # An OSError with a cause is a library's translation: the cause knows better.
         lasting = (FileNotFoundError, IsADirectoryError, NotADirectoryError, FileExistsError)
         return error.__cause__ is None and not isinstance(error, lasting)

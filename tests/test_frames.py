@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pickle
@@ -143,7 +144,14 @@ def test_npy_grows_and_numpy_reads_it(tmp_path):
         open_npy(tmp_path / "a.npy", np.int32, (2,))
 
 
-def test_npy_files_are_joined(tmp_path):
+def refuse(*_: object) -> int:
+    raise OSError(errno.EXDEV, "across disks")
+
+
+@pytest.mark.parametrize("in_kernel", [True, False])
+def test_npy_files_are_joined(tmp_path, monkeypatch, in_kernel):
+    if not in_kernel:
+        monkeypatch.setattr(os, "copy_file_range", refuse)
     rows = np.arange(600_000, dtype=np.int64).reshape(-1, 2)
     for name, part in (("a", rows[:200_000]), ("none", rows[:0]), ("b", rows[200_000:])):
         np.save(tmp_path / f"{name}.npy", part)

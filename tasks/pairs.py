@@ -242,9 +242,9 @@ def _write_pairs(folder: Path, clips: list[StoredClip], prepared: list[_Prepared
             row_a = clip.first_row + good
             columns = {
                 "clip_id": pa.repeat(pa.scalar(clip.clip_id, pa.string()), len(good)),
-                "row_a": _column(row_a, pa.int64()),
-                "row_b": _column(row_a + 1, pa.int64()),
-                "dt_s": _column(np.diff(one.times_us)[good] / 1e6, pa.float64()),
+                "row_a": row_a,
+                "row_b": row_a + 1,
+                "dt_s": np.diff(one.times_us)[good] / 1e6,
                 "split": pa.repeat(pa.scalar(clip.split, pa.string()), len(good)),
             }
             waiting.append(pa.table(columns, schema=schema))
@@ -254,13 +254,6 @@ def _write_pairs(folder: Path, clips: list[StoredClip], prepared: list[_Prepared
                 waiting = []
         writer.write_table(pa.concat_tables([schema.empty_table(), *waiting]))
     return counts
-
-
-def _column(values: np.ndarray, kind: Any) -> Any:
-    """An Arrow array over `values`. pyarrow's own conversion imports pandas, 60 MB, to ask if they are a Series."""
-    import pyarrow as pa
-
-    return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(values)])
 
 
 def _write_dropped(folder: Path, prepared: list[_Prepared], unreadable: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -28,6 +28,7 @@ PARAMS = IngestParams(image_rate_hz=24)
 
 
 @settings(deadline=None)
+@example(text="a\x1b[31m\u2028\u2029\x00", kind=DataError)
 @given(text=st.text(max_size=100), kind=st.sampled_from([DataError, SourceError, StorageError]))
 def test_a_message_is_one_line_whatever_is_in_it(text: str, kind: type[MosisError]) -> None:
     error = kind(f"{text}\ud800\n: mend it")

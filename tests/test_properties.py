@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -184,6 +185,7 @@ def test_a_manifest_is_sorted_and_names_a_clip_once(folder: Path, rows: list[Any
         entry = ClipEntry(clip_id, path, source, frames, 8, 6, rate_hz, None, truth, 1.5, note, frames, truth)
         entries.append(entry)
     write_manifest(folder, entries)
+    assert pq.read_table(folder / "manifest.parquet")["clip_id"].to_pylist() == sorted({one.clip_id for one in entries})
     last = {entry.clip_id: entry for entry in entries}
     assert open_clips(folder) == [last[clip_id] for clip_id in sorted(last)]
 

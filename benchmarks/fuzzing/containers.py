@@ -15,12 +15,18 @@ from PIL import Image
 
 from benchmarks.fuzzing.values import OUTSIDE, spoil_bytes, spoil_json, spoil_value, spoil_yaml
 
+_BROKEN_ALREADY: tuple[type[Exception], ...] = (
+    *(ValueError, TypeError, AttributeError, LookupError, RecursionError, OSError),
+    *(zipfile.BadZipFile, yaml.YAMLError),
+)
+"""What a parser raises where the damage before has left it nothing to parse."""
+
 
 def spoil(data: bytes, suffix: str, chance: random.Random) -> tuple[str, bytes]:
     """(what was done, the bytes spoiled): by what they hold, or as bytes whatever that is."""
     known = _BY_SUFFIX.get(suffix)
     if known is not None and chance.random() < 0.6:
-        with contextlib.suppress(ValueError, zipfile.BadZipFile, yaml.YAMLError, OSError, RecursionError):
+        with contextlib.suppress(*_BROKEN_ALREADY):
             return known(data, chance)
     return spoil_bytes(data, chance)
 

@@ -63,6 +63,8 @@ def serve_s3() -> Iterator[str]:
     server.start()
     try:
         host, port = server.get_host_and_port()
+        # What moto keeps belongs to the process and not to the server: another module's buckets would still be there.
+        urlopen(Request(f"http://{host}:{port}/moto-api/reset", method="POST"), timeout=10).close()
         yield f"http://{host}:{port}"
     finally:
         server.stop()

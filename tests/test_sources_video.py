@@ -260,12 +260,12 @@ def test_folders_of_videos_and_pictures(tmp_path: Path) -> None:
 def test_a_url_of_any_kind_is_copied_decoded_and_removed(tmp_path: Path) -> None:
     write_video(tmp_path / "a.mp4", moving_square(4))
     memory = fsspec.filesystem("memory")
-    memory.pipe("/bucket/sub/a.mp4", (tmp_path / "a.mp4").read_bytes())
+    memory.pipe("/one-video/sub/a.mp4", (tmp_path / "a.mp4").read_bytes())
     try:
-        (entry,) = ingest("memory://bucket", tmp_path / "out")
+        (entry,) = ingest("memory://one-video", tmp_path / "out")
     finally:
-        memory.rm("/bucket", recursive=True)
-    assert entry.source == "memory:///bucket/sub/a.mp4"
+        memory.rm("/one-video", recursive=True)
+    assert entry.source == "memory:///one-video/sub/a.mp4"
     assert os.listdir(tmp_path / "out") == [entry.path.name]
     assert entry.clip_id == ingest(tmp_path / "a.mp4", tmp_path / "local")[0].clip_id
 
@@ -306,9 +306,12 @@ def test_a_file_s_name_in_a_store_is_no_variable(tmp_path: Path, monkeypatch: py
     monkeypatch.setenv("PLANTED", "secret-value")
     memory = fsspec.filesystem("memory")
     memory.pipe("/names/${PLANTED}.mp4", b"no video")
-    (place,) = list_files("memory://names")
-    with open_local(place, tmp_path) as path:
-        assert path.read_bytes() == b"no video"
+    try:
+        (place,) = list_files("memory://names")
+        with open_local(place, tmp_path) as path:
+            assert path.read_bytes() == b"no video"
+    finally:
+        memory.rm("/names", recursive=True)
     assert "secret-value" not in repr(place) + place.url
 
 

@@ -309,10 +309,11 @@ def test_a_job_carries_its_own_video_and_no_frame_is_looked_at_beforehand(
     assert (tmp_path / "release" / "train.json").stat().st_size > 40_000
 
 
-def test_no_credential_is_in_what_a_job_shows() -> None:
+def test_no_credential_is_in_what_a_job_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RELEASE_PASSWORD", "hunter2")
     memory = fsspec.filesystem("memory")
     memory.pipe("/user:hunter2@secret/train.json", json.dumps(make_document([SIX_HZ])).encode())
-    (job,) = open_source("youtube_vis:simplecache::memory://user:hunter2@secret", settings("").ingest)
+    (job,) = open_source("youtube_vis:simplecache::memory://user:${RELEASE_PASSWORD}@secret", settings("").ingest)
     assert job.source == "simplecache::memory://secret/train.json#60"
     assert "hunter2" not in repr(job)
 

@@ -65,7 +65,8 @@ def test_a_dead_worker_costs_nothing_and_one_that_always_dies_its_own_item(
     assert isinstance(outcomes[2].error, WorkerDied)
     assert isinstance(outcomes[3].error, ValueError)
     begun = [name.partition("-")[0] for name in os.listdir(tmp_path)]
-    assert begun.count("1") == 2, "what a dead worker was at is done again"
+    # More than twice where it stood on a worker that item 2 ended, whose results Dask makes again.
+    assert begun.count("1") >= 2, "what a dead worker was at is done again"
 
 
 def test_ingest_and_pairs_give_the_same_bytes_on_a_cluster(

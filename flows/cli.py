@@ -167,8 +167,16 @@ def read_settings(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def absolute_source(source: str) -> str:
-    """A local path made absolute; URLs and `synthetic` as they are. Raises SourceError where no such file exists."""
-    if "://" in source or source == "synthetic":
+    """A local path made absolute, that of KIND:PATH too; URLs and `synthetic` as they are.
+
+    Raises SourceError where no such file exists.
+    """
+    from tasks.sources import DATASETS
+
+    kind, colon, place = source.partition(":")
+    if colon and kind in DATASETS and kind != "library" and place:
+        return f"{kind}:{absolute_source(place)}"
+    if "://" in source or source == "synthetic" or (colon and kind in DATASETS):
         return source
     path = Path(source).expanduser()
     if not path.exists():

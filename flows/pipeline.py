@@ -103,4 +103,4 @@ def patient(work: Task[[Path], T], *, where: bool = True) -> Task[[Path], T]:
 
 def reads_network(sources: Sequence[str]) -> bool:
     """Local files do not mend themselves; what lies behind another protocol may."""
-    return any("://" in source and not source.startswith("file://") for source in sources)
+    return any("://" in source and "file" not in source.partition("://")[0].split(":") for source in sources)

@@ -15,6 +15,7 @@ from tasks.gallery import spread
 UNLABELLED_FRAMES = 240
 """Looked at where there is no truth: enough for shares and means, and a minute's work on a CPU."""
 _SPLITS = ("train", "val", "test")
+_TRAINED_ON = "videos of the train split are among these: what was learnt from, labels or not, is scored here"
 _NOT_EXHAUSTIVE = "not every object is labelled: AP takes what else is found for wrong, best match does not"
 
 
@@ -50,6 +51,8 @@ def choose_frames(clips: Sequence[ClipEntry], splits: Mapping[str, str], wanted:
         if chosen:
             note = f"the {wanted} split has no ground truth: these are scores of the {split} split"
             notes = [] if split == wanted else [note]
+            if any(splits.get(clip.clip_id) == "train" for clip in chosen):
+                notes.append(_TRAINED_ON)
             if not all(clip.exhaustive for clip in chosen):
                 notes.append(_NOT_EXHAUSTIVE)
             return Choice(split, True, _thin(chosen, max_images), "; ".join(notes) or None)

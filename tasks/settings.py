@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.representer import RoundTripRepresenter
+from ruamel.yaml.scalarstring import DoubleQuotedScalarString
 
 from tasks import params
 from tasks.errors import ParamsError
@@ -27,6 +28,7 @@ def override(text: str, overrides: Overrides, *, name: str) -> str:
     editor = YAML()
     editor.Representer = _Representer
     editor.width = 120
+    editor.preserve_quotes = True
     document = editor.load(text)
     document = {} if document is None else document
     for key, value in overrides.items():
@@ -85,7 +87,14 @@ def _set(document: Any, key: str, value: Any, name: str) -> None:
         document = document[part]
         if not isinstance(document, dict):
             raise ParamsError(f"{name}: {key}: {part} is a value, not a group of keys")
-    document[last] = value
+    document[last] = _quote(value)
+
+
+def _quote(value: Any) -> Any:
+    """Text with a colon in quotes: YAML readers do not agree on `[davis:/data]` without them, and DVC's refuses it."""
+    if isinstance(value, list | tuple):
+        return [_quote(item) for item in value]
+    return DoubleQuotedScalarString(value) if isinstance(value, str) and ":" in value else value
 
 
 def _number(value: Any) -> Any:

@@ -5,8 +5,11 @@ import os
 from pathlib import Path
 
 import pytest
+from ruamel.yaml import YAML
 
-from flows.cli import main, parse_size
+from flows.cli import absolute_source, main, parse_size
+from tasks.errors import SourceError
+from tasks.settings import override
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +110,28 @@ def test_sizes_are_height_first() -> None:
     for text in ("128", "128x", "axb", "128x224x3", "-1x2", "", "²x64"):
         with pytest.raises(argparse.ArgumentTypeError):
             parse_size(text)
+
+
+def test_a_dataset_s_local_path_is_looked_for_and_written_so_that_every_reader_of_yaml_agrees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "set").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert absolute_source("davis:set") == f"davis:{tmp_path / 'set'}"
+    for source in ("davis:s3://bucket/x", "library:library@abc", "nuscenes:", "synthetic"):
+        assert absolute_source(source) == source
+    with pytest.raises(SourceError, match="gone: no such file"):
+        absolute_source("youtube_vis:gone")
+    text = override("ingest:\n  sources: [synthetic]\n", {"ingest.sources": ["davis:/data"]}, name="params.yaml")
+    assert '"davis:/data"' in text
+    kept = override(text, {"train.iterations": 3}, name="params.yaml")
+    assert '"davis:/data"' in kept
+    assert YAML(typ="safe").load(kept)["ingest"]["sources"] == ["davis:/data"]
+
+
+def test_a_dataset_on_this_machine_is_no_network() -> None:
+    from flows.pipeline import reads_network
+
+    assert not reads_network(["davis:file:///data", "davis:/data", "/data", "synthetic"])
+    assert reads_network(["davis:s3://bucket/data"])
+    assert reads_network(["https://host/a.mp4"])

@@ -26,7 +26,7 @@ def test_damaged_input_is_read_or_refused_by_every_reader() -> None:
 
 
 def test_what_a_reader_may_not_do_is_found_and_the_run_goes_on() -> None:
-    found = dict(fuzz.run(fuzz_toy.READERS, [(name, 4) for name in fuzz_toy.EXPECTED], max_seconds=2))
+    found = dict(fuzz.run(fuzz_toy.READERS, [(name, 4) for name in fuzz_toy.EXPECTED], max_seconds=6))
     assert list(found) == list(fuzz_toy.EXPECTED)
     for name, (kind, words) in fuzz_toy.EXPECTED.items():
         assert (found[name].kind, name) == (kind, name), found[name]

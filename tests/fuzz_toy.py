@@ -86,7 +86,7 @@ EXPECTED: dict[str, tuple[str, str | None]] = {
     "refuse": ("", None),
     "fail": ("error", "ValueError at .*no number"),
     "end": ("crash", "the process ended with 3"),
-    "hang": ("hang", "not done after 2 s"),
+    "hang": ("hang", "not done after 6 s"),
     "grow": ("memory", "took 1[01].. MiB more"),
     "escape": ("error", "written outside: .*beside"),
     "follow": ("error", "opened .*secret"),

@@ -67,6 +67,16 @@ class StorageError(MosisError, OSError):
     pass
 
 
+def explain(error: Exception, source: str) -> str:
+    """Why `source` is set aside, one line; the source's name stands beside it already."""
+    text = " ".join(str(error).split()).removeprefix(f"{source}: ")
+    if isinstance(error, MosisError):
+        return text
+    if isinstance(error, MemoryError):
+        return "needs more memory than there is: lower ingest.max_side or ingest.workers"
+    return f"unexpected {type(error).__name__}: {text[:200]}"
+
+
 def escape_unprintable(text: str) -> str:
     """Control characters, line separators and bytes that are no UTF-8 as in a Python literal; all else stays."""
     broken = ("Cc", "Cs", "Zl", "Zp")

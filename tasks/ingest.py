@@ -13,7 +13,7 @@ from pathlib import Path
 
 from tasks.clips import REJECTED, ClipEntry, write_manifest
 from tasks.cluster import open_executor
-from tasks.errors import AbsentError, MosisError, NothingLeftError, ParamsError, StorageError
+from tasks.errors import AbsentError, NothingLeftError, ParamsError, StorageError, explain
 from tasks.files import atomic_folder, storage_errors
 from tasks.params import IngestParams, Params
 from tasks.pool import Outcome, map_unordered
@@ -108,7 +108,7 @@ def _collect(
     for outcome in outcomes:
         source = outcome.item.job.source
         if outcome.error is not None:
-            rejected.append(Rejected(source, _explain(outcome.error, source)))
+            rejected.append(Rejected(source, explain(outcome.error, source)))
             shutil.rmtree(outcome.item.folder, ignore_errors=True)
             continue
         made = outcome.get()
@@ -122,16 +122,6 @@ def _collect(
                 entries[entry.clip_id] = replace(entry, path=path)
         shutil.rmtree(outcome.item.folder, ignore_errors=True)
     return list(entries.values()), rejected, duplicates
-
-
-def _explain(error: Exception, source: str) -> str:
-    """One line; the source stands beside it already."""
-    text = " ".join(str(error).split()).removeprefix(f"{source}: ")
-    if isinstance(error, MosisError):
-        return text
-    if isinstance(error, MemoryError):
-        return "needs more memory than there is: lower ingest.max_side or ingest.workers"
-    return f"unexpected {type(error).__name__}: {text[:200]}"
 
 
 def _check_share(rejected: list[Rejected], absent: int, total: int, max_share: float) -> None:

@@ -12,7 +12,7 @@ from tasks.files import sha256_file
 from tasks.params import IngestParams
 from tasks.sources.pictures import PicturesJob
 from tasks.sources.places import Place, hide_credentials, open_local
-from tasks.sources.sequences import MAX_PICTURE_BYTES
+from tasks.sources.sequences import read_bytes
 from tasks.sources.video import VideoJob, list_media
 
 _ANY_RATE_HZ = 1e-3
@@ -62,16 +62,8 @@ def list_inputs(sources: Sequence[str], image_rate_hz: float | None) -> Inputs:
 
 def read_picture(picture: Picture, spool: Path) -> bytes:
     """Raises SourceError where it cannot be read or is larger than a picture may be."""
-    shown = picture.place.shown
     with open_local(picture.place, spool) as path:
-        try:
-            with open(path, "rb") as file:
-                data = file.read(MAX_PICTURE_BYTES + 1)
-        except OSError as error:
-            raise SourceError(f"{shown}: cannot be read ({error.strerror})") from None
-    if len(data) > MAX_PICTURE_BYTES:
-        raise SourceError(f"{shown}: larger than {MAX_PICTURE_BYTES // 2**20} MiB: not a picture")
-    return data
+        return read_bytes(path, picture.place.shown)
 
 
 def digest_job(job: VideoJob | PicturesJob, spool: Path) -> str | None:

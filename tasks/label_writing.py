@@ -14,7 +14,7 @@ from models.common.instances import Instances
 from tasks import picture_codec
 from tasks.clip_labels import measure
 from tasks.clips import ClipEntry, ClipReader
-from tasks.errors import DataError, MosisError, SourceError, StorageError
+from tasks.errors import DataError, SourceError, StorageError, explain
 from tasks.export import Exporter
 from tasks.formats.coco import CocoAnnotation, CocoImage
 from tasks.gallery import short_source, spread
@@ -122,9 +122,7 @@ class Labelling:
         self.figures.process(frame, found, follows=False)
 
     def _set_aside(self, source: str, error: Exception) -> None:
-        text = " ".join(str(error).split()).removeprefix(f"{source}: ")[:300]
-        reason = text if isinstance(error, MosisError) else f"unexpected {type(error).__name__}: {text}"
-        self.exporter.set_aside.append({"source": source, "reason": reason})
+        self.exporter.set_aside.append({"source": source, "reason": explain(error, source)})
 
 
 def _batches(read: Iterator[_Read], most: int) -> Iterator[list[_Read]]:

@@ -19,7 +19,7 @@ from tasks.clips import ClipEntry, ClipReader
 from tasks.errors import SourceError
 from tasks.params import IngestParams
 from tasks.sources import open_source
-from tasks.sources.places import hide_credentials, list_files, open_local
+from tasks.sources.places import hide_credentials, join_url, list_files, open_local
 from tasks.sources.segments import number_segments, resample
 
 
@@ -320,3 +320,17 @@ def test_no_source_takes_a_password_in_its_url() -> None:
         with pytest.raises(SourceError, match="holds a password or key") as error:
             open_source(f"{kind}https://me:hidden@host/data", IngestParams())
         assert "hidden" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("root", "joined"),
+    [
+        ("/data/set", "/data/set/a/b.json"),
+        ("s3://bucket/set/", "s3://bucket/set/a/b.json"),
+        ("simplecache::s3://bucket/set", "simplecache::s3://bucket/set/a/b.json"),
+        ("zip://inner::s3://bucket/x.zip", "zip://inner/a/b.json::s3://bucket/x.zip"),
+        ("simplecache::zip://inner::s3://bucket/x.zip", "simplecache::zip://inner/a/b.json::s3://bucket/x.zip"),
+    ],
+)
+def test_a_file_below_a_root_of_any_kind(root: str, joined: str) -> None:
+    assert join_url(root, "a/b.json") == joined

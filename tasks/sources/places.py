@@ -107,6 +107,24 @@ def fill_in(url: str) -> str:
     return url if is_local(url) else _VARIABLE.sub(value, url)
 
 
+def split_chain(url: str) -> tuple[str, str, str]:
+    """(what stands before, the part that names the file, what follows) of a URL, which may be chained.
+
+    A local path is all one part; of simplecache::zip://a::s3://b/c.zip the file is zip://a.
+    """
+    if "::" not in url or url.startswith("/"):
+        return "", url, ""
+    parts = url.split("::")
+    at = next((index for index, part in enumerate(parts) if "://" in part), len(parts) - 1)
+    return "".join(f"{part}::" for part in parts[:at]), parts[at], "".join(f"::{part}" for part in parts[at + 1 :])
+
+
+def join_url(url: str, relative: str) -> str:
+    """The URL of a file below another, which may be chained."""
+    before, head, after = split_chain(url)
+    return f"{before}{head}{'' if head.endswith('/') else '/'}{relative}{after}"
+
+
 def natural_key(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which frame_2 comes before frame_10."""
     parts = re.split(r"(\d+)", name)

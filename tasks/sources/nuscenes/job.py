@@ -17,9 +17,8 @@ from tasks.errors import AbsentError, SourceError
 from tasks.params import IngestParams
 from tasks.sources.nuscenes.masks import KeyFrameMasks
 from tasks.sources.nuscenes.pictures import Picture, show
-from tasks.sources.nuscenes.release import join_url
 from tasks.sources.nuscenes.tables import Recording
-from tasks.sources.places import Place, hide_credentials, is_local, list_files
+from tasks.sources.places import Place, hide_credentials, is_local, join_url, list_files, split_chain
 from tasks.sources.sequences import SequenceJob, TimedPicture
 
 LONGEST, SHORTEST = 1.5, 0.5
@@ -163,7 +162,7 @@ def _check_inside(url: str, places: Sequence[Place]) -> None:
     if not is_local(url):
         # "::" starts another URL, ${NAME} is filled in from the environment.
         for place in places:
-            name = place.url.partition("::")[0].removeprefix(url.partition("::")[0])
+            name = split_chain(place.url)[1].removeprefix(split_chain(url)[1])
             if "${" in name or place.url.count("::") != url.count("::"):
                 raise SourceError(f"{place.shown}: no name of a picture: refused")
         return

@@ -10,7 +10,7 @@ from typing import Any
 from tasks.errors import DataError, SourceError
 from tasks.formats.json_stream import read_values
 from tasks.sources.nuscenes.pictures import FILE_NAME
-from tasks.sources.places import Place, hide_credentials, list_files, open_local
+from tasks.sources.places import Place, hide_credentials, join_url, list_files, open_local
 
 VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test", "v1.0-train", "v1.0-val")
 """Folders of tables as they are published: the first three of nuScenes, the first and the last three of nuImages."""
@@ -78,9 +78,3 @@ def find_release(url: str, version: str | None, folder: Path) -> Release:
     if len(found) > 1:
         raise SourceError(f"{shown}: holds {', '.join(found)}: choose one with ingest.nuscenes.version")
     return Release(url, found[0], folder)
-
-
-def join_url(url: str, relative: str) -> str:
-    """The URL of a file below `url`, which may be chained (zip://a::s3://b)."""
-    head, chain, rest = url.partition("::") if "://" in url else (url, "", "")
-    return f"{head}{'' if head.endswith('/') else '/'}{relative}{chain}{rest}"

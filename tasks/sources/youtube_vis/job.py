@@ -18,9 +18,9 @@ from tasks.errors import SourceError
 from tasks.formats.ytvis import Video
 from tasks.params import IngestParams
 from tasks.sources.params import YoutubeVisParams
-from tasks.sources.places import IMAGE_SUFFIXES, Place, escape_unprintable, is_local, list_files
+from tasks.sources.places import IMAGE_SUFFIXES, Place, escape_unprintable, is_local, join_url, list_files
 from tasks.sources.sequences import SequenceJob, TimedPicture
-from tasks.sources.youtube_vis.layout import AnnotationFile, join, place
+from tasks.sources.youtube_vis.layout import AnnotationFile, place
 from tasks.sources.youtube_vis.release import VideoRecord
 from tasks.sources.youtube_vis.truth import read_truth
 
@@ -113,7 +113,7 @@ class YoutubeVisJob:
 
     def _find_pictures(self, settings: YoutubeVisParams) -> tuple[Timing, list[Place]]:
         """The frames that the annotation file lists, or all that lie in their folder."""
-        listed = [place(join(self.images.url, name)) for name in self.video.file_names]
+        listed = [place(join_url(self.images.url, name)) for name in self.video.file_names]
         if settings.frames != "all":
             return self.timing, listed
         found = dict(zip(self.timing.numbers, listed, strict=True))
@@ -128,7 +128,7 @@ class YoutubeVisJob:
         parents = {name.rpartition("/")[0] for name in self.video.file_names}
         if len(parents) != 1:
             raise SourceError("its frames lie in several folders: ingest.youtube_vis.frames: all wants one a video")
-        return join(self.images.url, parents.pop())
+        return join_url(self.images.url, parents.pop())
 
     def _is_slow(self, rate_hz: float) -> bool:
         return rate_hz < self._minimum() * (1 - self.params.rate_tolerance)

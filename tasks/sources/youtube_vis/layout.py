@@ -9,7 +9,7 @@ import fsspec
 
 from tasks.errors import SourceError
 from tasks.sources.params import YoutubeVisParams
-from tasks.sources.places import Place, fill_in, hide_credentials
+from tasks.sources.places import Place, fill_in, hide_credentials, join_url, split_chain
 from tasks.sources.stores import Beat, persist
 
 SPLITS = ("train", "valid", "test")
@@ -27,7 +27,7 @@ class AnnotationFile:
 
 def find_files(url: str, settings: YoutubeVisParams) -> list[AnnotationFile]:
     """The annotation files at `url`. Raises SourceError where one that is asked for is not there."""
-    if _cut(url)[1].lower().endswith(".json"):
+    if split_chain(url)[1].lower().endswith(".json"):
         return [_locate(url)]
     wanted = settings.splits
     if wanted is None and settings.split is not None:
@@ -35,14 +35,14 @@ def find_files(url: str, settings: YoutubeVisParams) -> list[AnnotationFile]:
     files = []
     for split in dict.fromkeys(wanted or SPLITS):
         names = (f"{split}/instances.json", f"{split}.json")
-        found = [name for name in names if exists(join(url, name), hide_credentials(url))]
+        found = [name for name in names if exists(join_url(url, name), hide_credentials(url))]
         if len(found) > 1:
             raise SourceError(f"{hide_credentials(url)}: has {found[0]} and {found[1]}: name the one that is meant")
         if wanted is not None and not found:
             raise SourceError(
                 f"{hide_credentials(url)}: has neither {names[0]} nor {names[1]}: check the root (ingest.sources)"
             )
-        files += [_locate(join(url, name)) for name in found]
+        files += [_locate(join_url(url, name)) for name in found]
     if not files:
         raise SourceError(
             f"{hide_credentials(url)}: has neither train.json nor train/instances.json, nor those of valid or test: "
@@ -78,15 +78,9 @@ def place(url: str) -> Place:
     return Place(hide_credentials(url), url)
 
 
-def join(url: str, name: str) -> str:
-    """A URL below another."""
-    before, head, after = _cut(url)
-    return f"{before}{head}{'' if head.endswith('/') else '/'}{name}{after}"
-
-
 def _locate(url: str) -> AnnotationFile:
     """By the file's name: {split}/instances.json is of 2021, {split}.json of 2019; else frames lie beside."""
-    before, head, after = _cut(url)
+    before, head, after = split_chain(url)
     parent, _, name = head.rpartition("/")
     base = f"{parent}/" if "/" in head else "./"
     stem = PurePosixPath(name).stem
@@ -101,15 +95,3 @@ def _locate(url: str) -> AnnotationFile:
         split = ""
     images, all_images = (before + folder + after for folder in (images, all_images))
     return AnnotationFile(place(url), place(images), place(all_images), split or None)
-
-
-def _cut(url: str) -> tuple[str, str, str]:
-    """(what stands before, the part that names the file, what follows) of a URL, which may be chained.
-
-    A local path is all one part; of simplecache::zip://a::s3://b/c.zip the file is zip://a.
-    """
-    if "::" not in url or url.startswith("/"):
-        return "", url, ""
-    parts = url.split("::")
-    at = next((index for index, part in enumerate(parts) if "://" in part), len(parts) - 1)
-    return "".join(f"{part}::" for part in parts[:at]), parts[at], "".join(f"::{part}" for part in parts[at + 1 :])

@@ -38,6 +38,7 @@ class TruthScores:
         self._single = DavisEvaluator("single")
         self._unsupervised = DavisEvaluator("unsupervised")
         self._videos = 0
+        self._sources: dict[str, str] = {}
         self._clip: _ClipTracks | None = None
         self._entry: ClipEntry | None = None
 
@@ -73,6 +74,7 @@ class TruthScores:
         self._unsupervised.process(name, size, found, truth, frames=frames)
         self._single.process(name, size, self._clip.confident(found, self._cut), truth, frames=frames)
         self._videos += 1
+        self._sources[name] = self._entry.source
         self._clip = None
 
     def curves(self) -> list[Curve]:
@@ -105,7 +107,10 @@ class TruthScores:
         return {
             "single": self._single.evaluate(),
             "unsupervised": self._unsupervised.evaluate(),
-            "sequences": self._unsupervised.per_sequence(),
+            "sequences": {
+                name: {"source": self._sources[name], **figures}
+                for name, figures in self._unsupervised.per_sequence().items()
+            },
         }
 
 

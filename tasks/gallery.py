@@ -16,6 +16,9 @@ from tasks.pictures import write_jpeg
 _PARTS = 4
 """Of each part of a clip only the worst frame is kept: its neighbours fail alike."""
 
+_NAMELESS = ("frames", "images", "jpegimages")
+"""Names of folders that every sequence of a dataset has."""
+
 
 class Gallery:
     """Writes into `folder`; `entries` name the files relative to the folder's parent, as `name`/FILE."""
@@ -65,8 +68,11 @@ class WorstFrames:
 
 
 def short_source(source: str) -> str:
-    """The last part of a source's URL, which is what people call the video."""
-    return source.rstrip("/").rpartition("/")[2] or source
+    """The last part of a source's URL that says something, which is what people call the video."""
+    parts = [part for part in source.split("/") if part]
+    if len(parts) > 1 and parts[-1].lower() in _NAMELESS:
+        parts.pop()
+    return parts[-1] if parts else source
 
 
 def time_of(info: ClipInfo, frame: int) -> str:

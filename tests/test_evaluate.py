@@ -22,7 +22,7 @@ from tasks.clips import ClipEntry, ClipWriter, write_manifest
 from tasks.errors import DataError, NothingLeftError
 from tasks.evaluation_frames import choose_frames, read_splits
 from tasks.formats.rle import encode_masks
-from tasks.gallery import spread
+from tasks.gallery import short_source, spread
 from tasks.metrics.matching import FrameFit, fit_frame
 from tasks.metrics.table import further_scores
 
@@ -81,7 +81,7 @@ def test_video_s_own_scores_where_the_truth_has_them(tmp_path: Path) -> None:
     }  # fmt: skip
     for task in ("single", "unsupervised"):
         assert metrics["davis"][task]["J&F"]["mean"] == pytest.approx(1)
-    assert list(metrics["davis"]["sequences"]) == [clip.clip_id]
+    assert metrics["davis"]["sequences"] == {clip.clip_id: {"source": clip.source, "J": 1, "F": 1}}
     shown = further_scores(metrics)
     assert shown["tracks, AP"] == pytest.approx(1)
     assert shown["objects, J&F"] == pytest.approx(1)
@@ -268,3 +268,9 @@ def test_the_stage_with_an_untrained_network(
     printed = capsys.readouterr().out
     assert "4 images of the test split" in printed
     assert "masks, score 0.4 or more" in printed
+
+
+def test_a_video_is_called_by_the_part_of_its_source_that_says_something() -> None:
+    assert short_source("s3://bucket/clips/a.mp4") == "a.mp4"
+    assert short_source("/data/davis/dog/JPEGImages/") == "dog"
+    assert short_source("frames") == "frames"

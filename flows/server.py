@@ -18,7 +18,6 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
-from typing import Any
 
 from tasks.errors import StorageError
 from tasks.process import die_with_parent
@@ -87,23 +86,7 @@ def serve_at(host: str, port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
-    mend_bulk_inserts()
     uvicorn.run(create_app(final=True), host=host, port=port, log_level="warning")
-
-
-def mend_bulk_inserts() -> None:
-    """Have SQLAlchemy 2.1 take the rows that Prefect 3.8's scheduler inserts, without which no schedule ever runs.
-
-    The rows hold the state of each run beside its columns. 2.0 passed over a key that is no column; 2.1 asks the
-    property of that name for its own way of being inserted, which Prefect does not give. Ours passes it over.
-    """
-    from prefect.server.database.orm_models import FlowRun, TaskRun
-    from sqlalchemy.orm import class_mapper
-
-    for model in (FlowRun, TaskRun):
-        state: Any = class_mapper(model).all_orm_descriptors["state"]
-        if getattr(state, "bulk_dml_setter", ...) is None:
-            state.bulk_dml_setter = lambda model, row, value: None
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ def print_run(folder: Path, run: PipelineRun) -> None:
     )
     console.print(f"report   {_shown(folder / 'outputs/report/index.html')}")
     console.print(f"model    {model.uri}, version {model.version}" + ("" if model.created else " (unchanged)"))
+    if model.note:
+        console.print(f"         {model.note}")
     console.print("\nNext:")
     for command in next_commands(folder):
         console.print(f"  {command}")

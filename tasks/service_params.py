@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar
 
 from pydantic import Field
 
-from tasks.sources.params import FORBID, NonNegativeFloat, NonNegativeInt, PositiveFloat
+from tasks.sources.params import FORBID, NonNegativeFloat, NonNegativeInt, PositiveFloat, Share
 
 Cron = Annotated[str, Field(pattern=r"^\S+( +\S+){4}$", max_length=100)]
 Port = Annotated[int, Field(ge=0, le=65535)]
+
+
+@dataclass(frozen=True)
+class GateParams:
+    """What a challenger may lose against the champion and still take its place. docs/service.md names the rules."""
+
+    __pydantic_config__: ClassVar = FORBID
+
+    canary_drop: Share = 0.02
+    """Mask and box AP on the canary, against the best champion so far."""
+    gain_drop: Share = 0.02
+    """Photometric gain on held-out video."""
+    temporal_iou_drop: Share = 0.03
+    """Temporal IoU on held-out video."""
+    empty_share_rise: Share = 0.05
+    """Rise of the share of held-out frames in which nothing is found."""
+    frames: Annotated[int, Field(ge=2, le=100_000)] = 240
+    """Held-out frames that both are compared on, evenly spaced, in pairs of neighbours."""
+    timeout_minutes: PositiveFloat = 120.0
+    """A version that takes longer to score is not compared, and nothing changes."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +49,12 @@ class ServiceParams:
     """How often a new training is considered."""
     min_new_minutes: NonNegativeFloat = 60.0
     """Minutes of new video in the library from which a new training is worth it."""
+    held_out_share: Annotated[float, Field(ge=0, le=0.5)] = 0.15
+    """Share of the videos that a retraining keeps out of the training, to compare on, where pairs.train_share keeps
+    none: 0 keeps none, and then the canary alone decides."""
+    self_training: bool = False
+    """Let the champion add labels to the next training: train.teacher."""
+    gate: GateParams = field(default_factory=GateParams)
     retries: NonNegativeInt = 2
     """How often a video that failed for no plain reason is tried again before it is set aside."""
     video_timeout_minutes: PositiveFloat = 240.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from tasks.errors import StorageError
 from tasks.process import set_quiet_defaults
@@ -43,16 +44,34 @@ def make_schema(database: str) -> None:
     """Make that schema where it is not there. Raises StorageError without quoting the URL, which holds a password."""
     import asyncpg
 
-    async def create() -> None:
-        connection = await asyncpg.connect(f"postgresql://{database.partition('://')[2]}", timeout=20)
-        try:
-            await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
-        finally:
-            await connection.close()
-
     try:
-        asyncio.run(create())
-    except (OSError, ValueError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise StorageError(
-            f"--database: PostgreSQL does not let us in ({type(error).__name__}): check the URL"
-        ) from None
+        may_write = asyncio.run(_make_schema(f"postgresql://{database.partition('://')[2]}"))
+    except (asyncpg.InvalidPasswordError, asyncpg.InvalidAuthorizationSpecificationError):
+        raise _refusal(database, "refuses this user or password: check them") from None
+    except asyncpg.InvalidCatalogNameError:
+        raise _refusal(database, "has no database of that name: make it first, with createdb") from None
+    except asyncpg.InsufficientPrivilegeError:
+        raise _refusal(database, "lets this user make no schema: make it the owner of the database") from None
+    except (OSError, TimeoutError):
+        raise _refusal(database, "does not answer: is it running there?") from None
+    except (ValueError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _refusal(database, f"does not let us in ({type(error).__name__})") from None
+    if not may_write:
+        raise _refusal(database, "lets this user make no tables: make it the owner of the database")
+
+
+async def _make_schema(database: str) -> bool:
+    """Whether the user may make tables beside it, which Prefect does."""
+    import asyncpg
+
+    connection = await asyncpg.connect(database, timeout=20)
+    try:
+        await connection.execute(f"CREATE SCHEMA IF NOT EXISTS {SCHEMA}")
+        return bool(await connection.fetchval("SELECT has_schema_privilege('public', 'CREATE')"))
+    finally:
+        await connection.close()
+
+
+def _refusal(database: str, reason: str) -> StorageError:
+    parts = urlsplit(database)
+    return StorageError(f"--database: PostgreSQL at {parts.hostname}:{parts.port or 5432} {reason}")

@@ -1,38 +1,30 @@
-"""Versions of the registered model: made, found, named by an alias."""
+"""Versions of the registered model: made, and told apart by their digest."""
 
 from __future__ import annotations
 
-import os
 import tempfile
 import warnings
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tasks import registry
 from tasks.lineage import read_revisions
+from tasks.tracking import champion
+from tasks.tracking.champion import CHALLENGER, CHAMPION, REGISTERED_NAME, RegisteredVersion
 from tasks.tracking.connection import connect, is_on, process_wide, service_errors, tracking_uri
 from tasks.tracking.runs import create_run, take_up, train_run
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-REGISTERED_NAME = "mosis"
 
-
-@dataclass(frozen=True)
-class RegisteredVersion:
-    """created: False where the same weights, parameters and code were a version already."""
-
-    version: str
-    uri: str
-    created: bool
-
-
-def register(workspace: Path, *, alias: str = "champion") -> RegisteredVersion:
+def register(workspace: Path, *, alias: str = CHAMPION) -> RegisteredVersion:
     """Make the trained weights a version of the registered model and give it the alias, unless they are one already.
 
-    Raises DataError where nothing has been trained, StorageError where MLflow cannot be reached.
+    A version that the gate refused or has not decided about, or that was rolled back, does not become champion so
+    (docs/adr/0012): `RegisteredVersion.note` says it. Raises DataError where nothing has been trained, StorageError
+    where MLflow cannot be reached.
     """
     package = registry.describe_package(workspace)
     if not is_on():
@@ -42,20 +34,19 @@ def register(workspace: Path, *, alias: str = "champion") -> RegisteredVersion:
         version = find_version(client, package.digest)
         created = version is None
         if version is None:
-            version = _create_version(client, workspace, package)
-        client.set_registered_model_alias(REGISTERED_NAME, alias, version)
+            # With the version, not after it: a kill between would leave one that anybody takes for decided.
+            own = {champion.GATE: champion.UNDECIDED} if alias == CHALLENGER else {}
+            version = _create_version(client, workspace, package, own)
+        if alias != CHAMPION:
+            client.set_registered_model_alias(REGISTERED_NAME, alias, version)
+        else:
+            leader = champion.holder(client, CHAMPION)
+            reason = champion.why_not(client.get_model_version(REGISTERED_NAME, version).tags)
+            if reason and leader not in (None, version):
+                note = f"version {leader} stays champion: {reason}; `mosis promote {version}` makes it champion"
+                return RegisteredVersion(version, f"models:/{REGISTERED_NAME}/{version}", created, note)
+            champion.take_lead(client, version)
     return RegisteredVersion(version, f"models:/{REGISTERED_NAME}@{alias}", created)
-
-
-def find_champion(workspace: Path, *, alias: str = "champion") -> RegisteredVersion | None:
-    """The version that has the alias; None where there is none. Raises StorageError where MLflow cannot be reached."""
-    own_store = workspace / "mlruns" / "mlflow.db"
-    if not is_on() or not ("MLFLOW_TRACKING_URI" in os.environ or own_store.exists()):
-        return None
-    with service_errors(workspace):
-        found = connect(workspace).search_registered_models(f"name = '{REGISTERED_NAME}'")
-    version = found[0].aliases.get(alias) if found else None
-    return RegisteredVersion(str(version), f"models:/{REGISTERED_NAME}@{alias}", created=False) if version else None
 
 
 def find_version(client: MlflowClient, digest: str) -> str | None:
@@ -64,7 +55,9 @@ def find_version(client: MlflowClient, digest: str) -> str | None:
     return next((str(entry.version) for entry in found if entry.tags.get("package_sha256") == digest), None)
 
 
-def _create_version(client: MlflowClient, workspace: Path, package: registry.Package) -> str:
+def _create_version(
+    client: MlflowClient, workspace: Path, package: registry.Package, own_tags: Mapping[str, str]
+) -> str:
     import mlflow
 
     run_id = take_up(client, train_run(workspace)) or create_run(client, workspace, "register", {}, {})
@@ -73,6 +66,7 @@ def _create_version(client: MlflowClient, workspace: Path, package: registry.Pac
         **registry.read_scores(workspace),
         "weights_sha256": package.weights_sha256,
         "package_sha256": package.digest,
+        **own_tags,
     }
     with process_wide(tracking_uri(workspace)):
         with (

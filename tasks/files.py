@@ -153,6 +153,17 @@ def _files_below(root: Path) -> list[Path]:
     return sorted(p for p in root.rglob("*") if p.is_file() and not _ignored(p.relative_to(root)))
 
 
+def start_writeback(descriptor: int, offset: int, length: int) -> None:
+    """Ask the disk to begin with what was written there: the fsync at the end then waits for less. Promises nothing.
+
+    Linux with glibc only; elsewhere nothing happens.
+    """
+    start_only = 2
+    with contextlib.suppress(OSError, AttributeError):
+        call = ctypes.CDLL(None).sync_file_range
+        call(descriptor, ctypes.c_int64(offset), ctypes.c_int64(length), start_only)
+
+
 def _ignored(relative: Path) -> bool:
     return any(part == "__pycache__" or part.startswith(TEMPORARY_PREFIX) for part in relative.parts)
 

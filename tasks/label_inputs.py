@@ -10,9 +10,9 @@ from pathlib import Path
 from tasks.errors import SourceError, StorageError
 from tasks.files import sha256_file
 from tasks.params import IngestParams
+from tasks.sources.loading import read_bytes
 from tasks.sources.pictures import PicturesJob
 from tasks.sources.places import Place, hide_credentials, open_local
-from tasks.sources.sequences import read_bytes
 from tasks.sources.video import VideoJob, list_media
 
 _ANY_RATE_HZ = 1e-3

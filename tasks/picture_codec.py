@@ -42,10 +42,11 @@ class PictureHeader:
 
 @dataclass(frozen=True)
 class Encoded:
-    """The bytes of a picture with the header that was read from them."""
+    """The bytes of a picture with the header that was read from them, and their CRC-32 where it was taken."""
 
     data: bytes
     header: PictureHeader
+    crc: int | None = None
 
 
 def read_header(data: bytes, *, where: str) -> PictureHeader:

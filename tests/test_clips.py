@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from conftest import claim_png_size
 from pycocotools import mask as coco_mask
 
 from tasks import picture_codec
-from tasks.clips import ClipReader, ClipWriter, make_clip_id, open_clips, write_manifest
+from tasks.clips import ClipReader, ClipWriter, archive, make_clip_id, open_clips, write_manifest
 from tasks.errors import DataError
 
 HEIGHT, WIDTH = 6, 8
@@ -123,6 +125,68 @@ def test_a_writer_that_fails_leaves_nothing(tmp_path: Path) -> None:
 
 def _writer(folder: Path) -> ClipWriter:
     return ClipWriter(folder, clip_id="0" * 16, source="s", source_sha256="h")
+
+
+def test_a_clip_may_be_named_at_its_end(tmp_path: Path) -> None:
+    """As a sequence's are, whose content is known once the last picture is read."""
+    named, later = tmp_path / "named", tmp_path / "later"
+    frames = pictures(3)
+    before = len(os.listdir("/proc/self/fd"))
+    with (
+        ClipWriter(named, clip_id="0" * 16, source="s", source_sha256="h") as first,
+        ClipWriter(later, source="s") as second,
+    ):
+        for writer in (first, second):
+            for index, frame in enumerate(frames):
+                writer.add(frame, index, masks={3: np.ones((HEIGHT, WIDTH), bool)})
+    assert len(os.listdir("/proc/self/fd")) == before, "a long video has any number of clips that wait for their name"
+    assert not (later / f"{'0' * 16}.zip").exists()
+    assert second.name("0" * 16, "h") == dataclasses.replace(first.entry, path=later / f"{'0' * 16}.zip")
+    second.discard()
+    assert os.listdir(later) == os.listdir(named)
+    assert second.entry.path.read_bytes() == first.entry.path.read_bytes()
+
+
+def test_a_clip_that_gets_no_name_leaves_nothing(tmp_path: Path) -> None:
+    with ClipWriter(tmp_path, source="s") as writer:
+        writer.add(pictures(1)[0], 0)
+    writer.discard()
+    with pytest.raises(DataError, match="no frames"), ClipWriter(tmp_path, source="s"):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("limit", [None, 40])
+def test_archives_have_the_bytes_that_zipfile_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int | None
+) -> None:
+    """limit: where 64 bits begin, so that they need no archive of 2 GiB."""
+    contents = {f"frames/{index:06d}.jpg": bytes([index]) * index for index in range(40)}
+    if limit is not None:
+        monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)
+        monkeypatch.setattr(archive, "_LIMIT", limit)
+        contents = {name: data[:30] for name, data in contents.items()}
+    with zipfile.ZipFile(tmp_path / "theirs.zip", "w") as theirs:
+        for name, data in contents.items():
+            entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
+            entry.external_attr, entry.create_system = 0o644 << 16, 3
+            theirs.writestr(entry, data)
+    ours = archive.StoredArchive(tmp_path / "ours.zip")
+    for index, (name, data) in enumerate(contents.items()):
+        ours.add(name, data, None if index % 2 else zlib.crc32(data))
+        if index % 10 == 0:
+            ours.leave()
+    ours.finish()
+    assert (tmp_path / "ours.zip").read_bytes() == (tmp_path / "theirs.zip").read_bytes()
+
+
+def test_an_archive_of_more_entries_than_16_bits_count(tmp_path: Path) -> None:
+    many = archive.StoredArchive(tmp_path / "many.zip")
+    for index in range(2**16 + 1):
+        many.add(str(index), b"", 0)
+    many.finish()
+    with zipfile.ZipFile(tmp_path / "many.zip") as read:
+        assert len(read.namelist()) == 2**16 + 1
 
 
 def test_manifest_round_trip(tmp_path: Path) -> None:

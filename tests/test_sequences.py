@@ -18,6 +18,7 @@ from tasks.errors import DataError, SourceError
 from tasks.evaluation_frames import choose_frames
 from tasks.frames import FrameStore
 from tasks.params import IngestParams, Params
+from tasks.sources import loading
 from tasks.sources.places import Place
 from tasks.sources.sequences import SequenceJob, TimedPicture
 from tasks.training.batches import truth_samples
@@ -174,3 +175,50 @@ def test_remote_pictures_are_fetched_once(tmp_path: Path) -> None:
 def test_no_pictures(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no frame"):
         run(tmp_path / "clips", [], [])
+
+
+def test_what_is_too_large_to_wait_is_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = write_pictures(tmp_path / "in", 6)
+    (ahead,) = run(tmp_path / "ahead", places, even(6))
+    monkeypatch.setattr(loading, "_MAX_AHEAD_BYTES", 0)
+    (again,) = run(tmp_path / "again", places, even(6))
+    assert again.path.read_bytes() == ahead.path.read_bytes()
+    monkeypatch.setattr(loading, "MAX_PICTURE_BYTES", 10)
+    with pytest.raises(SourceError, match="larger than 0 MiB"):
+        run(tmp_path / "none", places, even(6))
+
+
+def test_the_checksum_goes_over_pictures_that_the_rate_leaves_out(tmp_path: Path) -> None:
+    places = write_pictures(tmp_path / "in", 6)
+    params = replace(IngestParams(), rate_hz=12.0)
+    one, two = ({"params": params, "rate_hz": 24.0} for _ in range(2))
+    times = [41_667 * index for index in range(6)]
+    (before,) = run(tmp_path / "a", places, times, **one)
+    assert before.frames < 6
+    with ClipReader(before.path) as clip:
+        left_out = next(n for n in range(6) if times[n] not in clip.info.timestamps_us)
+    cv2.imwrite(places[left_out].url, np.zeros((*SIZE, 3), np.uint8))
+    (after,) = run(tmp_path / "b", places, times, **two)
+    assert after.clip_id != before.clip_id
+
+
+def test_pictures_wait_within_bounds_and_go_once_they_are_passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "_MAX_KEPT_BYTES", 10)
+    kept = loading.KeptPictures()
+    for number in range(4):
+        kept.put(number, loading.Loaded(Path(str(number)), b"", bytes(4), number))
+    assert kept.take(1, "1") == (bytes(4), 1)
+    assert kept.take(2, "2") is None, "there was no room for it"
+    for number in (4, 5):
+        kept.put(number, loading.Loaded(Path(str(number)), b"", bytes(5), number))
+    assert kept.take(5, "5") == (bytes(5), 5), "what was before it has gone and made room"
+    assert kept.take(5, "5") is None
+    assert loading.KeptPictures().take(0, "0") is None
+
+
+def test_a_sequence_that_fails_late_leaves_no_clip(tmp_path: Path) -> None:
+    places = write_pictures(tmp_path / "in", 30)
+    cv2.imwrite(places[29].url, np.zeros((8, 8, 3), np.uint8))
+    with pytest.raises(SourceError, match="have one size"):
+        run(tmp_path / "clips", places, even(30), params=replace(IngestParams(), clip_seconds=0.5))
+    assert list((tmp_path / "clips").iterdir()) == []

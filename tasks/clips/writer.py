@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import zipfile
+import os
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,15 +14,19 @@ from typing import Any
 import numpy as np
 
 from tasks import picture_codec
+from tasks.clips.archive import StoredArchive
 from tasks.clips.info import FORMAT, MAX_FRAMES, ClipEntry, ClipInfo, dump_json, is_clip_id, median_rate_hz, to_entry
 from tasks.errors import DataError
-from tasks.files import atomic_path
+from tasks.files import TEMPORARY_PREFIX, atomic_path, storage_errors
 
 
 class ClipWriter:
     """Context manager that writes `folder/<clip_id>.zip`, whole or not at all. `entry` is its manifest row afterwards.
 
     Equal input gives equal bytes. Frames go straight to disk: memory does not grow with the clip, annotations excepted.
+
+    Who knows the content of the source only at its end leaves out `clip_id` and `source_sha256`, and calls `name` with
+    them after the context, or `discard`. No file is held open in between.
     """
 
     entry: ClipEntry
@@ -30,9 +35,9 @@ class ClipWriter:
         self,
         folder: Path,
         *,
-        clip_id: str,
         source: str,
-        source_sha256: str,
+        clip_id: str | None = None,
+        source_sha256: str | None = None,
         camera: str | None = None,
         start_us: int = 0,
         split: str | None = None,
@@ -42,13 +47,10 @@ class ClipWriter:
         lossless: bool = False,
     ) -> None:
         """lossless: write arrays as PNG instead of JPEG at `jpeg_quality`. Frames given as bytes stay as they are."""
-        if not is_clip_id(clip_id):
-            raise ValueError(f"clip_id must be 16 hex digits, not {clip_id!r}")
-        self.path = Path(folder) / f"{clip_id}.zip"
+        self._folder = Path(folder)
+        self._identity = None if clip_id is None else _Identity(clip_id, source_sha256 or "")
         self._known: dict[str, Any] = {
-            "clip_id": clip_id,
             "source": source,
-            "source_sha256": source_sha256,
             "camera": camera,
             "start_us": start_us,
             "split": split,
@@ -63,8 +65,15 @@ class ClipWriter:
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> ClipWriter:
-        temporary = self._stack.enter_context(atomic_path(self.path))
-        self._zip = self._stack.enter_context(zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED))
+        if self._identity is not None:
+            temporary = self._stack.enter_context(atomic_path(self._path(self._identity)))
+        else:
+            temporary = self._folder / f"{TEMPORARY_PREFIX}{secrets.token_hex(4)}-unnamed.zip"
+            self._stack.enter_context(storage_errors(temporary))
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._stack.callback(temporary.unlink, missing_ok=True)
+        self._archive = StoredArchive(temporary)
+        self._stack.callback(self._archive.close)
         return self
 
     def __exit__(
@@ -72,10 +81,30 @@ class ClipWriter:
     ) -> bool:
         if kind is not None:
             return bool(self._stack.__exit__(kind, error, trace))
-        with self._stack:
-            info = self._finish()
-        self.entry = to_entry(info, self.path)
+        if self._identity is not None:
+            with self._stack:
+                self._write_annotations()
+                self._finish(self._identity)
+            return False
+        with contextlib.ExitStack() as stack:
+            stack.push(self._stack.pop_all())
+            self._write_annotations()
+            self._archive.leave()
+            self._stack = stack.pop_all()
         return False
+
+    def name(self, clip_id: str, source_sha256: str) -> ClipEntry:
+        """Give a clip that was written without a name its own: only now it appears. Once."""
+        identity = _Identity(clip_id, source_sha256)
+        with self._stack, atomic_path(self._path(identity)) as temporary:
+            os.replace(self._archive.path, temporary)
+            self._archive.path = temporary
+            self._finish(identity)
+        return self.entry
+
+    def discard(self) -> None:
+        """Remove what was written without a name; nothing where it has one."""
+        self._stack.close()
 
     def __len__(self) -> int:
         return len(self._timestamps_us)
@@ -104,7 +133,8 @@ class ClipWriter:
             frame = picture_codec.Encoded(frame, picture_codec.read_header(frame, where=where))
         self._check_size(frame.shape[:2] if isinstance(frame, np.ndarray) else frame.header.size, index)
         data, suffix = picture_codec.encode_rgb(frame, jpeg_quality=self._jpeg_quality, where=where)
-        self._write(f"frames/{index:06d}{suffix}", data)
+        crc = frame.crc if isinstance(frame, picture_codec.Encoded) else None
+        self._archive.add(f"frames/{index:06d}{suffix}", data, crc)
         if masks is not None:
             self._annotated.append(index)
             for track_id, mask in sorted(masks.items()):
@@ -113,7 +143,7 @@ class ClipWriter:
                     self._tracks.setdefault(int(track_id), {})[index] = picture_codec.encode_rle(mask)
         if flow is not None:
             self._check_size(flow.shape[:2], index)
-            self._write(f"flow/{index:06d}.png", picture_codec.encode_flow(flow))
+            self._archive.add(f"flow/{index:06d}.png", picture_codec.encode_flow(flow))
         self._timestamps_us.append(int(timestamp_us))
 
     def _check_size(self, size: tuple[int, ...], index: int) -> None:
@@ -124,31 +154,44 @@ class ClipWriter:
                 f"{self._size[1]} x {self._size[0]}: all frames of a clip must have one size"
             )
 
-    def _write(self, name: str, data: bytes) -> None:
-        """An entry with a fixed date and mode, so that equal content gives an equal archive."""
-        entry = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-        entry.external_attr = 0o644 << 16
-        entry.create_system = 3
-        self._zip.writestr(entry, data)
+    def _path(self, identity: _Identity) -> Path:
+        return self._folder / f"{identity.clip_id}.zip"
 
-    def _finish(self) -> ClipInfo:
+    def _write_annotations(self) -> None:
         if self._size is None:
             raise DataError(f"{self._known['source']}: no frames")
-        count = len(self._timestamps_us)
         if self._annotated:
+            frames = range(len(self))
             tracks = [
-                {"track_id": track_id, "rles": [rles.get(index) for index in range(count)]}
+                {"track_id": track_id, "rles": [rles.get(index) for index in frames]}
                 for track_id, rles in sorted(self._tracks.items())
             ]
-            self._write("annotations.json", dump_json({"tracks": tracks}))
+            self._archive.add("annotations.json", dump_json({"tracks": tracks}))
+        self._tracks.clear()
+
+    def _finish(self, identity: _Identity) -> None:
+        """clip.json, the directory, and `entry`."""
+        assert self._size is not None
         info = ClipInfo(
             **self._known,
+            **dataclasses.asdict(identity),
             height=self._size[0],
             width=self._size[1],
             timestamps_us=tuple(self._timestamps_us),
             rate_hz=median_rate_hz(self._timestamps_us),
             truth=bool(self._annotated),
-            annotated=tuple(self._annotated) if 0 < len(self._annotated) < count else None,
+            annotated=tuple(self._annotated) if 0 < len(self._annotated) < len(self) else None,
         )
-        self._write("clip.json", dump_json({"format": FORMAT, **dataclasses.asdict(info)}))
-        return info
+        self._archive.add("clip.json", dump_json({"format": FORMAT, **dataclasses.asdict(info)}))
+        self._archive.finish()
+        self.entry = to_entry(info, self._path(identity))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Identity:
+    clip_id: str
+    source_sha256: str
+
+    def __post_init__(self) -> None:
+        if not is_clip_id(self.clip_id):
+            raise ValueError(f"clip_id must be 16 hex digits, not {self.clip_id!r}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -30,12 +31,13 @@ F = TypeVar("F", bound=Timed)
 class ClipKind:
     """What all clips of one source share; fields as in ClipInfo.
 
+    source_sha256: where it is known only once the last frame has been taken, what gives it then.
     shape: the parameters that shape them, part of their clip_id. max_gap_us: a longer interval between two frames ends
     a clip, too; None: no interval does.
     """
 
     source: str
-    source_sha256: str
+    source_sha256: str | Callable[[], str]
     shape: Mapping[str, Any]
     clip_seconds: float
     jpeg_quality: int
@@ -110,26 +112,39 @@ def write_clips(
     first = list(itertools.islice(stream, 2))
     if len(first) < 2:
         raise SourceError("has one frame: motion needs at least two" if first else "has no frame that can be decoded")
-    entries = []
     numbered = number_segments(itertools.chain(first, stream), round(kind.clip_seconds * 1e6), kind.max_gap_us)
     del first
-    for segment, group in itertools.groupby(numbered, key=lambda pair: pair[0]):
-        with ClipWriter(
-            folder,
-            clip_id=make_clip_id(kind.source_sha256, kind.shape, segment),
-            source=kind.source,
-            source_sha256=kind.source_sha256,
-            camera=kind.camera,
-            start_us=kind.start_us,
-            split=kind.split,
-            exhaustive=kind.exhaustive,
-            ingest=kind.shape,
-            jpeg_quality=kind.jpeg_quality,
-        ) as writer:
-            for _, frame in group:
-                picture = to_picture(frame)
-                writer.add(picture, frame.time_us, masks=None if to_masks is None else to_masks(frame))
-        entries.append(writer.entry)
+    known = kind.source_sha256 if isinstance(kind.source_sha256, str) else None
+    entries, unnamed = [], []
+    with contextlib.ExitStack() as stack:
+        for segment, group in itertools.groupby(numbered, key=lambda pair: pair[0]):
+            with _open_clip(folder, kind, segment, known) as writer:
+                for _, frame in group:
+                    picture = to_picture(frame)
+                    writer.add(picture, frame.time_us, masks=None if to_masks is None else to_masks(frame))
+            if known is None:
+                stack.callback(writer.discard)
+                unnamed.append((segment, writer))
+            else:
+                entries.append(writer.entry)
+        if not isinstance(kind.source_sha256, str):
+            sha256 = kind.source_sha256() if unnamed else ""
+            entries = [writer.name(make_clip_id(sha256, kind.shape, segment), sha256) for segment, writer in unnamed]
     if not entries:
         raise SourceError("no two frames follow one another without a gap")
     return entries
+
+
+def _open_clip(folder: Path, kind: ClipKind, segment: int, source_sha256: str | None) -> ClipWriter:
+    return ClipWriter(
+        folder,
+        clip_id=None if source_sha256 is None else make_clip_id(source_sha256, kind.shape, segment),
+        source=kind.source,
+        source_sha256=source_sha256,
+        camera=kind.camera,
+        start_us=kind.start_us,
+        split=kind.split,
+        exhaustive=kind.exhaustive,
+        ingest=kind.shape,
+        jpeg_quality=kind.jpeg_quality,
+    )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,11 +19,9 @@ from tasks.files import TEMPORARY_PREFIX, storage_errors
 from tasks.params import IngestParams
 from tasks.progress import track
 from tasks.sources.checking import SequenceChecker
-from tasks.sources.places import Place, open_local
+from tasks.sources.loading import KeptPictures, load_ahead, read_bytes
+from tasks.sources.places import Place
 from tasks.sources.segments import ClipKind, check_rate, resample, write_clips
-
-MAX_PICTURE_BYTES = 512 * 2**20
-MAX_KEPT_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True)
@@ -82,12 +81,10 @@ class SequenceJob:
         if params.max_seconds is not None:
             pictures = [picture for picture in pictures if picture.time_us < params.max_seconds * 1e6]
         with storage_errors(folder), tempfile.TemporaryDirectory(prefix=TEMPORARY_PREFIX, dir=folder) as spool:
-            refused: list[str] = []
-            kept: dict[str, bytes] = {}
-            read, digest = _fetch_all(pictures, Path(spool), refused, kept)
+            reading = _Reading(pictures, Path(spool))
             kind = ClipKind(
                 source=self.source,
-                source_sha256=self._hash(digest),
+                source_sha256=lambda: self._hash(reading.digest()),
                 shape=self._shape(),
                 clip_seconds=params.clip_seconds,
                 jpeg_quality=params.jpeg_quality,
@@ -97,16 +94,19 @@ class SequenceJob:
                 exhaustive=self.truth is None or self.truth.exhaustive,
                 max_gap_us=self.max_gap_us,
             )
-            chosen = resample(track(read, self.source), from_hz=self.rate_hz, to_hz=params.rate_hz)
             asking, gaps = _Asking(self.truth, Path(spool)), _Gaps(self.max_gap_us)
+            refused = reading.refused
             try:
-                entries = write_clips(
-                    folder,
-                    gaps.watch(_decode_all(chosen, refused, kept)),
-                    lambda picture: picture.content,
-                    kind,
-                    to_masks=asking.masks,
-                )
+                with contextlib.closing(reading.found()) as found:
+                    shown = track(found, self.source, len(pictures))
+                    chosen = resample(shown, from_hz=self.rate_hz, to_hz=params.rate_hz)
+                    entries = write_clips(
+                        folder,
+                        gaps.watch(reading.decode(chosen)),
+                        lambda picture: picture.content,
+                        kind,
+                        to_masks=asking.masks,
+                    )
             except SourceError as error:
                 raise SourceError(refused[0] if refused else str(error)) from None
         if len(refused) > len(pictures) / 2:
@@ -182,77 +182,70 @@ def _describe(refused: list[str], pictures: int, asking: _Asking, gaps: _Gaps) -
     return "; ".join(notes) or None
 
 
-def _fetch_all(
-    pictures: list[TimedPicture], spool: Path, refused: list[str], kept: dict[str, bytes]
-) -> tuple[list[TimedPicture], str]:
-    """(the pictures that are there, at local paths; hex SHA-256 over their contents in order).
+class _Reading:
+    """Goes through the pictures once, and says afterwards what they held.
 
-    Names do not count, so a renamed folder stays the same video. What lies elsewhere is fetched once, into `spool`.
-    The first MAX_KEPT_BYTES stay in `kept` by local path, so that they are read once, too.
+    refused: why some cannot be used, in one line each.
     """
-    digest = hashlib.sha256()
-    room = MAX_KEPT_BYTES
-    found: list[TimedPicture] = []
-    for index, picture in enumerate(pictures):
-        try:
-            with open_local(picture.place, spool) as path:
-                data = read_bytes(path, picture.place.shown)
-                digest.update(hashlib.sha256(data).digest())
-                if path.is_relative_to(spool):  # a copy, which would go again
-                    path = path.rename(spool / f"{index:06d}{picture.place.suffix}")
-        except SourceError as error:
-            refused.append(str(error))
-            continue
-        found.append(replace(picture, place=Place(picture.place.shown, str(path))))
-        if len(data) <= room:
-            room -= len(data)
-            kept[str(path)] = data
-    return found, digest.hexdigest()
 
+    def __init__(self, pictures: Sequence[TimedPicture], spool: Path) -> None:
+        self._pictures = pictures
+        self._spool = spool
+        self._sha256 = hashlib.sha256()
+        self._kept = KeptPictures()
+        self.refused: list[str] = []
 
-def _decode_all(pictures: Iterator[TimedPicture], refused: list[str], kept: dict[str, bytes]) -> Iterator[_ReadPicture]:
-    """What can be read, all of the first one's size; the reasons for the others go to `refused`."""
-    checker = SequenceChecker()
-    size: tuple[int, int] | None = None
-    for picture in pictures:
-        name = Path(picture.place.shown).name
-        try:
-            data = kept.pop(picture.place.url, None) or read_bytes(Path(picture.place.url), picture.place.shown)
-            content, found = _decode(data, name, checker)
-        except (DataError, SourceError) as error:
-            refused.append(str(error))
-            continue
-        size = size or found
-        if found != size:
-            raise SourceError(
-                f"{name} is {found[1]} x {found[0]}, the first is {size[1]} x {size[0]}: "
-                "the pictures of a video have one size"
-            )
-        yield _ReadPicture(picture.time_us, picture.number, content, found)
+    def found(self) -> Generator[TimedPicture, None, None]:
+        """Those that are there, at local paths."""
+        places = [picture.place for picture in self._pictures]
+        with contextlib.closing(load_ahead(places, self._spool)) as loading:
+            for picture, loaded in zip(self._pictures, loading, strict=True):
+                if isinstance(loaded, SourceError):
+                    self.refused.append(str(loaded))
+                    continue
+                self._sha256.update(loaded.sha256)
+                self._kept.put(picture.time_us, loaded)
+                yield replace(picture, place=Place(picture.place.shown, str(loaded.path)))
+
+    def digest(self) -> str:
+        """Hex SHA-256 over the contents in order, once all have been found.
+
+        Names do not count, so a renamed folder stays the same video.
+        """
+        return self._sha256.hexdigest()
+
+    def decode(self, pictures: Iterator[TimedPicture]) -> Iterator[_ReadPicture]:
+        """What can be read of those that were found, all of the first one's size."""
+        checker = SequenceChecker()
+        size: tuple[int, int] | None = None
+        for picture in pictures:
+            name = Path(picture.place.shown).name
+            try:
+                data, crc = self._take(picture)
+                content, found = _decode(data, crc, name, checker)
+            except (DataError, SourceError) as error:
+                self.refused.append(str(error))
+                continue
+            size = size or found
+            if found != size:
+                raise SourceError(
+                    f"{name} is {found[1]} x {found[0]}, the first is {size[1]} x {size[0]}: "
+                    "the pictures of a video have one size"
+                )
+            yield _ReadPicture(picture.time_us, picture.number, content, found)
+
+    def _take(self, picture: TimedPicture) -> tuple[bytes, int | None]:
+        kept = self._kept.take(picture.time_us, picture.place.url)
+        return kept or (read_bytes(Path(picture.place.url), picture.place.shown), None)
 
 
 def _decode(
-    data: bytes, name: str, checker: SequenceChecker
+    data: bytes, crc: int | None, name: str, checker: SequenceChecker
 ) -> tuple[np.ndarray | picture_codec.Encoded, tuple[int, int]]:
     """(content, (height, width)): the file's own bytes where it is a plain JPEG or PNG, else upright 8-bit RGB."""
     header = checker.read_header(data, where=name)
     if header.is_plain:
         checker.check_whole(data, where=name)
-        return picture_codec.Encoded(data, header), header.size
+        return picture_codec.Encoded(data, header, crc), header.size
     rgb = picture_codec.decode_rgb(data, where=name, upright=True)
     return rgb, (rgb.shape[0], rgb.shape[1])
-
-
-def read_bytes(path: Path, shown: str, max_bytes: int = MAX_PICTURE_BYTES) -> bytes:
-    """All of a file. Raises SourceError where it cannot be read or has more than `max_bytes`, which is found out first.
-
-    `shown` is what messages call it.
-    """
-    try:
-        with open(path, "rb") as file:
-            data = file.read(max_bytes + 1)
-    except OSError as error:
-        raise SourceError(f"{shown}: cannot be read ({error.strerror})") from None
-    if len(data) > max_bytes:
-        raise SourceError(f"{shown}: larger than {max_bytes // 2**20} MiB: not a picture of a video, nor of its masks")
-    return data

@@ -13,9 +13,9 @@ from typing import Any
 from tasks.errors import DataError, SourceError
 from tasks.files import TEMPORARY_PREFIX, parse_json
 from tasks.sources.davis.layouts import Folders, Listing, Sequences, Unusable
+from tasks.sources.loading import read_bytes
 from tasks.sources.params import DavisParams
 from tasks.sources.places import IMAGE_SUFFIXES, Place, list_files, natural_key, open_local
-from tasks.sources.sequences import read_bytes
 
 _MAX_LIST_BYTES = 16 * 2**20
 _IMAGE_SET = re.compile(r"ImageSets/(?:([^/]+)/)?([^/]+)\.txt")

@@ -16,8 +16,8 @@ import numpy as np
 from tasks import picture_codec
 from tasks.errors import DataError, SourceError
 from tasks.files import TEMPORARY_PREFIX
+from tasks.sources.loading import read_bytes
 from tasks.sources.places import Place, open_local
-from tasks.sources.sequences import read_bytes
 
 MAX_OBJECTS = 256
 MAX_MASK_PIXELS = 2**29

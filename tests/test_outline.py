@@ -109,12 +109,12 @@ def test_instances_keep_scores_and_tracks_and_stay_apart():
 
 def test_nearest_colour_against_a_plain_search():
     rng = np.random.default_rng(0)
-    colours = rng.integers(0, 256, (9, 11, 3)).astype(np.float32)
+    colours = rng.integers(0, 256, (9, 11, 3)).astype(np.uint8)
     members, wanted = rng.random((9, 11)) < 0.1, rng.random((9, 11)) < 0.5
     expected = []
     for y, x in zip(*np.nonzero(wanted), strict=True):
         found = [
-            np.abs(colours[y, x] - colours[v, u]).mean()
+            np.abs(colours[y, x].astype(float) - colours[v, u]).mean()
             for v in range(max(y - 2, 0), min(y + 3, 9))
             for u in range(max(x - 2, 0), min(x + 3, 11))
             if members[v, u]

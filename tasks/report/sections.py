@@ -36,6 +36,7 @@ LABEL_FREE = {
     "mean_score": ("mean score", figure),
     "coverage": ("of each frame covered", share),
     "temporal_iou": ("mask IoU with the next frame", figure),
+    "photometric_gain": ("gain of own motion over the background's", figure),
 }
 DROPPED = {
     "order": "timestamps that do not rise",

@@ -7,7 +7,7 @@ QUICK := motion_labels decode pairs train_step coco_eval quality orchestration
 TABLES := thesis hard_synthetic ablations
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check bench tables repro lock clean
+.PHONY: help setup demo test check bench tables chaos repro lock clean
 
 help: ## list these verbs
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' Makefile
@@ -31,6 +31,9 @@ bench: $(STAMP) ## the quick benchmarks; each prints a table and writes benchmar
 
 tables: $(STAMP) ## the long benchmarks, hours: thesis, hard_synthetic, ablations; RESUME=--resume goes on
 	@for name in $(TABLES); do $(BIN)/python -m benchmarks.$$name $(RESUME) --cache .mosis/benchmarks || exit 1; done
+
+chaos: $(STAMP) ## kills, a full disk, a dead remote, 200 videos at once; an hour. CHAOS="--kills 10 --minutes 20"
+	@$(BIN)/python -m benchmarks.chaos $(CHAOS)
 
 repro: $(STAMP) ## the same pipeline through `dvc repro` alone, with no server
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/dvc repro

@@ -30,7 +30,7 @@ if TYPE_CHECKING:  # imports torch, which the flow's own process does without
     from tasks.tracking import ModelVersion
 
 WORK = Path(".mosis", "intake")
-"""Copies of remote videos, and links to local ones; what a killed run left there goes with the next."""
+"""The model, copies of remote videos, links to local ones; what a killed run left there goes with the next."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +154,8 @@ def lock(workspace: Path) -> Iterator[None]:
         except OSError:
             pass  # a network disk without locks: work without one rather than not at all
         shutil.rmtree(workspace / WORK, ignore_errors=True)
+        with storage_errors(workspace / WORK):
+            (workspace / WORK).mkdir(parents=True, exist_ok=True)
         yield
     finally:
         os.close(descriptor)

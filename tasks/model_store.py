@@ -83,10 +83,16 @@ def fetch(model: str, workspace: Path, *, device: str = "auto") -> Iterator[Load
 
 
 @contextlib.contextmanager
-def fetch_files(model: str, workspace: Path) -> Iterator[tuple[ModelVersion, Path]]:
-    """The version that `model` means now and a temporary folder with its files, which have been checked."""
+def fetch_files(model: str, workspace: Path, *, place: Path | None = None) -> Iterator[tuple[ModelVersion, Path]]:
+    """The version that `model` means now and a temporary folder with its files, which have been checked.
+
+    place: where that folder is made, for a caller who clears up there what a kill has left.
+    """
     version = tracking.resolve(model, workspace)
-    with storage_errors(tempfile.gettempdir()), tempfile.TemporaryDirectory(prefix="mosis-model-") as temporary:
+    with (
+        storage_errors(place or tempfile.gettempdir()),
+        tempfile.TemporaryDirectory(prefix="mosis-model-", dir=place) as temporary,
+    ):
         folder = tracking.download(version, workspace, Path(temporary))
         check_version(version, folder)
         yield version, folder

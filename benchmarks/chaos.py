@@ -1,0 +1,109 @@
+"""Kills, full disks and dead stores: `python -m benchmarks.chaos --kills 50 --minutes 60 --seed 0`.
+
+A service (`mosis up`) with a toy champion runs on loopback, videos are dropped, and at moments drawn by seed one of its
+processes is killed with SIGKILL: the flow, the process that works on a video, the worker, Prefect's server, MLflow,
+PostgreSQL where it is installed, DVC while its stage runs, a stage. Then `mosis up` again, as systemd or a person
+would. After each kill and at rest the invariants are checked (benchmarks/survival/invariants.py); each finding counts
+as a video lost or doubled, a file torn, a run hung or an orphan process. Scenarios: a full disk, a dead remote, 200
+videos at once. Run it from the root of a checkout, whose tests have the toys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+from benchmarks.harness import Report, Row, add_output_options, format_table, start
+from benchmarks.survival.campaign import NEW_VIDEO, Campaign, draw
+from benchmarks.survival.farm import Farm
+from benchmarks.survival.invariants import KINDS, Finding
+from benchmarks.survival.scenarios import SCENARIOS
+from benchmarks.survival.victims import POSTGRES
+from tasks.errors import DataError, MosisError
+
+Work = Callable[[], tuple[Row, list[Finding]]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--kills", type=int, default=50, help="of all campaigns together")
+    parser.add_argument("--minutes", type=float, default=90.0, help="no kill begins later")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", action="append", metavar="ROW", help="this campaign or scenario; may be repeated")
+    add_output_options(parser)
+    options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the service is ended, too
+    report = Report("chaos", options)
+    began = time.monotonic()
+    done = {row["row"] for row in report.rows}
+    with tempfile.TemporaryDirectory(prefix="mosis-chaos-", ignore_cleanup_errors=True) as folder:
+        for name, work in plans(options, Path(folder), began + 60 * options.minutes):
+            if name not in done and (not options.only or name in options.only):
+                report.add(measure(name, work))
+    columns = ("kills", *KINDS, "seconds")
+    lines = [[row["row"], *(row.get(column, "-") for column in columns)] for row in report.rows]
+    totals = {column: sum(row.get(column, 0) for row in report.rows) for column in columns}
+    scenarios = {row["row"]: row["outcome"] for row in report.rows if "outcome" in row}
+    report.finish(format_table(["", *columns], lines), **totals, scenarios=scenarios)
+    if any(row.get("findings") or row.get("failed") for row in report.rows):
+        raise DataError("there are findings: see above")
+
+
+def plans(options: argparse.Namespace, folder: Path, until: float) -> Iterator[tuple[str, Work]]:
+    """(name, what to do) of every row, in order."""
+    for number, (name, (share, campaign)) in enumerate(CAMPAIGNS.items()):
+        kills, base = round(options.kills * share), folder / f"campaign{number}"
+        yield name, partial(campaign, base, kills, options.seed + number, until)
+    for number, (name, scenario) in enumerate(SCENARIOS.items()):
+        yield name, partial(scenario, folder / f"scenario{number}")
+
+
+def measure(name: str, work: Work) -> Row:
+    began = time.monotonic()
+    try:
+        row, found = work()
+    except (MosisError, OSError, subprocess.SubprocessError) as error:
+        return {"row": name, "failed": " ".join(str(error).split())[:300]}
+    counts = {kind: sum(one.kind == kind for one in found) for kind in KINDS}
+    texts = [f"{one.kind}: {one.text}" for one in found]
+    return {"row": name, **row, **counts, "findings": texts, "seconds": round(time.monotonic() - began, 1)}
+
+
+def on_sqlite(base: Path, kills: int, seed: int, until: float) -> tuple[Row, list[Finding]]:
+    farm = Farm(base)
+    farm.make()
+    campaign = Campaign(farm)
+    return campaign.run(draw(NEW_VIDEO, kills, seed), until), campaign.findings
+
+
+def on_postgres(base: Path, kills: int, seed: int, until: float) -> tuple[Row, list[Finding]]:
+    """Prefect and MLflow in PostgreSQL, which is killed too."""
+    from tests.postgres import find_binaries, serve_postgres
+
+    if find_binaries() is None:
+        return {"outcome": "skipped: PostgreSQL is not installed"}, []
+    with serve_postgres() as server:
+        farm = Farm(base, database=server.make_database("chaos"))
+        farm.make()
+
+        def strike() -> None:
+            server.kill()
+            server.start()
+
+        campaign = Campaign(farm, postgres=strike)
+        return campaign.run(draw({**NEW_VIDEO, POSTGRES: 4}, kills, seed), until), campaign.findings
+
+
+CAMPAIGNS = {"new-video": (0.6, on_sqlite), "new-video on PostgreSQL": (0.4, on_postgres)}
+"""Name -> share of the kills, and how."""
+
+
+if __name__ == "__main__":
+    start(main)

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from flows import model_commands, service_commands
+from flows import model_commands, promotion_commands, service_commands
 from tasks.errors import MosisError, ParamsError, SourceError
 
 VIDEO_DEFAULTS = {
@@ -91,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     status.set_defaults(command=status_command)
     model_commands.add_commands(commands)
     service_commands.add_commands(commands)
+    promotion_commands.add_commands(commands)
     return parser
 
 

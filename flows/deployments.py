@@ -23,7 +23,8 @@ from prefect.flows import Flow
 from prefect.schedules import Cron
 
 from flows.new_video import new_video
-from flows.notify import ARRIVED, resource_id
+from flows.notify import ARRIVED, GROWN, resource_id
+from flows.retrain import retrain
 from tasks.errors import ParamsError
 from tasks.params import Params
 
@@ -51,7 +52,16 @@ def served(workspace: Path, settings: Params) -> list[Served]:
         expect={ARRIVED},
         match={"prefect.resource.id": resource_id(workspace)},
     )
-    return [Served(new_video, settings.service.cron, arrival)]
+    growth = DeploymentEventTrigger(
+        name="the library has grown",
+        enabled=True,
+        expect={GROWN},
+        match={"prefect.resource.id": resource_id(workspace)},
+    )
+    return [
+        Served(new_video, settings.service.cron, arrival),
+        Served(retrain, settings.service.retrain_cron, growth),
+    ]
 
 
 def register(workspace: Path, settings: Params) -> None:

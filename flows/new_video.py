@@ -16,6 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.states import Completed
 
+from flows.retrain import announce_growth
 from tasks import batch_record, inbox, intake, library, params, tracking
 from tasks.errors import BusyError, MosisError, StorageError
 from tasks.files import sha256_file
@@ -83,6 +84,8 @@ def new_video(folder: str) -> State[NewVideo]:
     settings = params.load(workspace / "params.yaml")
     with intake.lock(workspace):
         done = take_in_all(workspace, settings)
+    if done.taken:
+        announce_growth(workspace, settings)
     if done.failures:
         raise done.failures[-1]
     return Completed(message=done.describe(), data=done)
@@ -107,7 +110,8 @@ def take_in_all(workspace: Path, settings: Params) -> NewVideo:
 
     # By its number from here on: the alias may move while we work, and a batch has one model.
     uri = f"models:/{tracking.REGISTERED_NAME}/{champion.version}"
-    with model_store.fetch_files(uri, workspace) as (version, model_folder), WorkerProcess() as worker:
+    place = workspace / intake.WORK
+    with model_store.fetch_files(uri, workspace, place=place) as (version, model_folder), WorkerProcess() as worker:
         result.version = version.version
         batch = Batch(workspace, settings, version, model_folder, worker, seen, attempt)
         in_a_row = 0

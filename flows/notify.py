@@ -14,6 +14,8 @@ from tasks.errors import StorageError
 
 ARRIVED = "mosis.video.arrived"
 """The event that starts the new-video flow. It carries nothing that the flow reads: the flow looks for itself."""
+GROWN = "mosis.library.grown"
+"""The event that starts the retrain flow: enough new video for a training. It carries nothing either."""
 _TIMEOUT_S = 30.0
 
 

@@ -12,7 +12,7 @@ from tasks.errors import ParamsError, SourceError
 def add_commands(commands: Any) -> None:
     """commands: what argparse's add_subparsers gave."""
     up = commands.add_parser("up", help="label what arrives in the inbox: start the service, or what died of it")
-    _add_workspace(up)
+    add_workspace(up)
     up.add_argument("--inbox", metavar="URL", help="a folder or an fsspec URL; kept in params.yaml as service.inbox")
     up.add_argument(
         "--database", metavar="URL", help="postgresql://... for Prefect and MLflow (default: sqlite in the workspace)"
@@ -21,17 +21,17 @@ def add_commands(commands: Any) -> None:
     up.set_defaults(command=up_command)
 
     down = commands.add_parser("down", help="end the service; what is labelled stays, what waits is found again")
-    _add_workspace(down)
+    add_workspace(down)
     down.set_defaults(command=down_command)
 
     notify = commands.add_parser("notify", help="say that a video has arrived in the inbox: it is taken in at once")
     notify.add_argument("path", metavar="PATH", help="the video, in the inbox")
-    _add_workspace(notify)
+    add_workspace(notify)
     notify.set_defaults(command=notify_command)
 
 
 def up_command(options: argparse.Namespace) -> None:
-    workspace = _workspace(options)
+    workspace = find_workspace(options)
     from flows import service
     from tasks import library, params, versioning
     from tasks import workspace as workspaces
@@ -58,7 +58,7 @@ def up_command(options: argparse.Namespace) -> None:
 
 
 def down_command(options: argparse.Namespace) -> None:
-    workspace = _workspace(options)
+    workspace = find_workspace(options)
     from flows import service
 
     ended = service.down(workspace)
@@ -66,7 +66,7 @@ def down_command(options: argparse.Namespace) -> None:
 
 
 def notify_command(options: argparse.Namespace) -> None:
-    workspace = _workspace(options)
+    workspace = find_workspace(options)
     from flows import service
     from flows.notify import emit_arrival
     from tasks import params
@@ -86,11 +86,11 @@ def notify_command(options: argparse.Namespace) -> None:
     print("told the service")
 
 
-def _add_workspace(parser: argparse.ArgumentParser) -> None:
+def add_workspace(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workspace", type=Path, default=Path(), metavar="DIR", help="default: the one we are in")
 
 
-def _workspace(options: argparse.Namespace) -> Path:
+def find_workspace(options: argparse.Namespace) -> Path:
     from tasks import workspace
 
     folder: Path = options.workspace.resolve()

@@ -57,7 +57,7 @@ def choose_frames(clips: Sequence[ClipEntry], splits: Mapping[str, str], wanted:
                 notes.append(_NOT_EXHAUSTIVE)
             return Choice(split, True, _thin(chosen, max_images), "; ".join(notes) or None)
     note = "no clip has ground truth: nothing can be scored, label-free figures only"
-    return Choice("all", False, _neighbours(clips, max_images or UNLABELLED_FRAMES), note)
+    return Choice("all", False, neighbours(clips, max_images or UNLABELLED_FRAMES), note)
 
 
 def _thin(clips: Sequence[ClipEntry], max_images: int | None) -> list[tuple[ClipEntry, list[int]]]:
@@ -80,7 +80,7 @@ def _annotated(clip: ClipEntry) -> list[int]:
     return list(range(clip.frames))
 
 
-def _neighbours(clips: Sequence[ClipEntry], most: int) -> list[tuple[ClipEntry, list[int]]]:
+def neighbours(clips: Sequence[ClipEntry], most: int) -> list[tuple[ClipEntry, list[int]]]:
     """Evenly spaced frames, each with the one after it, so that consistency over time can be judged."""
     starts = [max(clip.frames - 1, 1) for clip in clips]
     chosen = _by_clip(clips, spread(sum(starts), max(1, most // 2)), starts)

@@ -172,7 +172,7 @@ def test_what_the_server_is_told_stands_once_however_often(made: Path) -> None:
             assert deployment.global_concurrency_limit.limit == 1
             assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
             assert deployment.parameters == {"folder": str(made)}
-            assert len(client.read_automations()) == 3
+            assert len(client.read_automations()) == 4
         wrong = params.parse({"service": {"cron": "99 * * * *"}})
         with pytest.raises(ParamsError, match="cannot be scheduled"):
             deployments.register(made, wrong)

@@ -13,7 +13,7 @@ from tasks.report.embed import Album
 from tasks.report.inputs import Inputs, read_inputs
 from tasks.report.words import count
 
-_INVISIBLE = dict.fromkeys(
+INVISIBLE = dict.fromkeys(
     [
         *range(9),
         11,
@@ -36,7 +36,7 @@ def write_report(workspace: Path, destination: Path) -> None:
 
     Whatever is missing or broken is said in its section; only writing can fail, with StorageError.
     """
-    page = render(read_inputs(workspace), workspace).translate(_INVISIBLE)
+    page = render(read_inputs(workspace), workspace).translate(INVISIBLE)
     with atomic_path(destination / "index.html") as temporary:
         # File names need not be Unicode: what UTF-8 cannot hold becomes a question mark.
         temporary.write_text(page, encoding="utf-8", errors="replace")

@@ -21,8 +21,9 @@ from functools import partial
 from pathlib import Path
 
 from benchmarks.harness import Report, Row, add_output_options, format_table, start
-from benchmarks.survival.campaign import NEW_VIDEO, Campaign, draw
-from benchmarks.survival.farm import Farm
+from benchmarks.survival.campaign import NEW_VIDEO, TRAINING, Campaign, draw
+from benchmarks.survival.decisions import count_decisions, inspect_decisions
+from benchmarks.survival.farm import SMALL_TRAINING, Farm
 from benchmarks.survival.invariants import KINDS, Finding
 from benchmarks.survival.scenarios import SCENARIOS
 from benchmarks.survival.victims import POSTGRES
@@ -83,6 +84,15 @@ def on_sqlite(base: Path, kills: int, seed: int, until: float) -> tuple[Row, lis
     return campaign.run(draw(NEW_VIDEO, kills, seed), until), campaign.findings
 
 
+def with_training(base: Path, kills: int, seed: int, until: float) -> tuple[Row, list[Finding]]:
+    """Each run trains a version on what is in the library by then, and promotes it or not."""
+    farm = Farm(base)
+    farm.make(SMALL_TRAINING)
+    campaign = Campaign(farm, backlog=4, retrain=True)
+    row = campaign.run(draw(TRAINING, kills, seed), until)
+    return {**row, "decisions": count_decisions(farm)}, campaign.findings + inspect_decisions(farm, row["champions"])
+
+
 def on_postgres(base: Path, kills: int, seed: int, until: float) -> tuple[Row, list[Finding]]:
     """Prefect and MLflow in PostgreSQL, which is killed too."""
     from tests.postgres import find_binaries, serve_postgres
@@ -101,7 +111,11 @@ def on_postgres(base: Path, kills: int, seed: int, until: float) -> tuple[Row, l
         return campaign.run(draw({**NEW_VIDEO, POSTGRES: 4}, kills, seed), until), campaign.findings
 
 
-CAMPAIGNS = {"new-video": (0.6, on_sqlite), "new-video on PostgreSQL": (0.4, on_postgres)}
+CAMPAIGNS = {
+    "new-video": (0.4, on_sqlite),
+    "new-video on PostgreSQL": (0.3, on_postgres),
+    "retrain": (0.3, with_training),
+}
 """Name -> share of the kills, and how."""
 
 

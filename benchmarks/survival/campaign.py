@@ -13,17 +13,20 @@ from typing import Any
 from benchmarks.survival import victims
 from benchmarks.survival.farm import Farm, wait_until
 from benchmarks.survival.invariants import Finding, Inspector, inspect_end
-from benchmarks.survival.victims import DVC, FLOW, POSTGRES, SERVERS, STAGE, VIDEO
+from benchmarks.survival.victims import DVC, FLOW, POSTGRES, RETRAIN, SCORER, SERVERS, STAGE, VIDEO
 from flows.processes import Process
 
 ORPHAN_S = 15.0
 """No child of a killed flow, DVC or stage lives longer than that."""
 _APPEARS_S = 300.0
-SPAN_S = {FLOW: 50.0, VIDEO: 20.0, DVC: 10.0, STAGE: 10.0, POSTGRES: 20.0} | dict.fromkeys(SERVERS, 20.0)
+SPAN_S = {FLOW: 50.0, VIDEO: 20.0, RETRAIN: 90.0, SCORER: 10.0, DVC: 8.0, STAGE: 8.0, POSTGRES: 20.0}
+SPAN_S |= dict.fromkeys(SERVERS, 20.0)
 """A kill is at a moment drawn evenly from so long after its victim, or for servers a flow, is there."""
 
 NEW_VIDEO = {FLOW: 4, VIDEO: 4, "worker": 3, "prefect": 3, "mlflow": 2}
 """Weight of each victim in the draw."""
+TRAINING = {RETRAIN: 4, STAGE: 3, DVC: 3, SCORER: 2, "worker": 1, "prefect": 1, "mlflow": 1, FLOW: 1}
+"""While versions are trained and promoted or not, and new video comes in beside that."""
 
 
 def draw(weights: Mapping[str, int], kills: int, seed: int) -> list[tuple[str, float]]:
@@ -40,13 +43,13 @@ def draw(weights: Mapping[str, int], kills: int, seed: int) -> list[tuple[str, f
 
 @dataclass
 class Campaign:
-    """postgres: kills and restarts it. poke: starts more work than new videos, where there is none to kill. backlog:
-    videos that wait at the least while kills go on, so that there is always work to kill."""
+    """postgres: kills and restarts it. backlog: videos that wait at the least while kills go on, so that there is
+    always work to kill. retrain: whether trainings are started where there is none."""
 
     farm: Farm
     postgres: Callable[[], None] | None = None
-    poke: Callable[[], None] | None = None
     backlog: int = 8
+    retrain: bool = False
     kills: Counter[str] = field(default_factory=Counter)
     findings: list[Finding] = field(default_factory=list)
     longest_wait_s: float = 0.0
@@ -91,7 +94,7 @@ class Campaign:
         if victim is None and self.postgres is not None:
             self.postgres()
         elif victim is not None:
-            family = victims.descendants(victim) if kind in (FLOW, DVC, STAGE, VIDEO) else []
+            family = victims.descendants(victim) if kind not in SERVERS else []
             victim.send(9)
             wait_until(lambda: not victim.is_alive(), ORPHAN_S, every_s=0.01)
         killed_at = time.monotonic()
@@ -119,8 +122,8 @@ class Campaign:
             if time.monotonic() - poked > 20:
                 poked = time.monotonic()
                 self.farm.notify()
-                if self.poke is not None:
-                    self.poke()
+                if self.retrain and not victims.find(self.farm, RETRAIN):
+                    self.farm.start_flow("retrain/retrain")
             return bool(victims.find(self.farm, seen))
 
         wait_until(look, _APPEARS_S)

@@ -9,12 +9,15 @@ from benchmarks.survival.farm import Farm
 from flows.processes import Process, identify
 
 SERVERS = ("prefect", "mlflow", "worker")
-FLOW, VIDEO, DVC, STAGE, POSTGRES = "flow", "video", "dvc", "stage", "postgres"
+FLOW, VIDEO, RETRAIN, SCORER, DVC, STAGE, POSTGRES = "flow", "video", "retrain", "scorer", "dvc", "stage", "postgres"
+_FLOWS = {"new-video": FLOW, "retrain": RETRAIN}
+_WORKERS = {FLOW: VIDEO, RETRAIN: SCORER}
+"""What a flow's own worker process is for."""
 
 
 def find(farm: Farm, kind: str) -> list[Process]:
-    """The living processes of that kind: of SERVERS the one that the service knows; the flow runs; the process of a
-    flow that works on a video; DVC's; a stage's below DVC."""
+    """The living processes of that kind: of SERVERS the one that the service knows; the flows new-video and retrain,
+    what works on a video or scores a version for them, DVC for a stage, the stage."""
     if kind in SERVERS:
         process = farm.parts().get(kind)
         return [process] if process is not None and process.is_alive() else []
@@ -26,21 +29,18 @@ def kind_of(process: Process) -> str | None:
     if "-m" in words[:-1]:
         module = words[words.index("-m") + 1]
         if module in ("prefect.engine", "prefect.runner._workspace_supervisor"):
-            return FLOW
-        if module == "tasks.versioning":
-            return DVC
-        return STAGE if module == "tasks" else None
+            return _flow_kind(process)
+        return {"tasks.versioning": DVC, "tasks": STAGE}.get(module)
     if any("spawn_main" in word for word in words):
         parent = identify(_parent(process.pid))
-        return VIDEO if parent is not None and kind_of(parent) == FLOW else None
+        return _WORKERS.get(kind_of(parent) or "") if parent is not None else None
     return None
 
 
-def flow_run_id(process: Process) -> str | None:
-    """Of a FLOW, by which Prefect knows its run."""
+def _flow_kind(process: Process) -> str | None:
     for variable in _words(process, "environ"):
-        if variable.startswith("PREFECT__FLOW_RUN_ID="):
-            return variable.partition("=")[2]
+        if variable.startswith("PREFECT__FLOW_NAME="):
+            return _FLOWS.get(variable.partition("=")[2])
     return None
 
 

@@ -20,7 +20,9 @@ def add_commands(commands: Any) -> None:
         help="videos, pictures, folders of either, fsspec URLs",
     )
     _add_model(label)
-    label.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder, or one with older labels")
+    label.add_argument(
+        "--out", required=True, metavar="DIR", help="a new folder, or one with older labels; an fsspec URL, too"
+    )
     label.add_argument(
         "--score", type=_share, metavar="S", help="drop what scores less, 0 to 1 (default: the model's own threshold)"
     )
@@ -48,13 +50,19 @@ def label_command(options: argparse.Namespace) -> None:
     tune_allocator()
     sleep_when_idle()
     set_quiet_defaults()
-    from tasks import label, model_store
+    from tasks import delivery, label, model_store
 
-    label.check_target(options.out, options.sources)
+    target = delivery.open_target(options.out)
+    if isinstance(target, Path):
+        label.check_target(target, options.sources)
     with model_store.fetch(options.model, Path()) as model:
         chosen = model.with_score(options.score)
-        labelled = label.label_sources(options.sources, chosen, options.out, image_rate_hz=options.image_rate)
-    for line in describe(labelled.summary, options.out, unchanged=labelled.unchanged):
+        if isinstance(target, Path):
+            labelled = label.label_sources(options.sources, chosen, target, image_rate_hz=options.image_rate)
+        else:
+            labelled = delivery.label_to_store(options.sources, chosen, target, image_rate_hz=options.image_rate)
+    shown = str(target) if isinstance(target, Path) else target.shown
+    for line in describe(labelled.summary, shown, unchanged=labelled.unchanged):
         print(line)
 
 
@@ -72,16 +80,16 @@ def serve_command(options: argparse.Namespace) -> None:
         serving.serve(app, options.host, options.port)
 
 
-def describe(summary: dict[str, Any], folder: Path, *, unchanged: bool) -> list[str]:
-    """What a person wants to know of new labels."""
+def describe(summary: dict[str, Any], folder: str, *, unchanged: bool) -> list[str]:
+    """What a person wants to know of new labels. folder: as a person would name it."""
     lines = [f"unchanged: {folder} holds the labels of these sources by this model"] if unchanged else []
     lines.append(
         f"{summary['images']} images, {summary['annotations']} instances, {summary['tracks']} tracks "
         f"by {summary['model_version']}"
     )
     lines += [f"set aside: {one['source']}: {one['reason']}" for one in summary["set_aside"]]
-    names = [name for name in ("coco.json", "ytvis.json", "summary.json") if (folder / name).is_file()]
-    return [*lines, "labels   " + ", ".join(str(folder / name) for name in names)]
+    names = ["coco.json", *(["ytvis.json"] if summary["clips"] else []), "summary.json"]
+    return [*lines, "labels   " + ", ".join(f"{folder.rstrip('/')}/{name}" for name in names)]
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:

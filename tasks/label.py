@@ -34,7 +34,7 @@ from tasks.sources.places import hide_credentials, is_local
 
 FORMAT = 1
 """Of summary.json."""
-_OURS = frozenset(("coco.json", "ytvis.json", "summary.json", "pictures"))
+OURS = frozenset(("coco.json", "ytvis.json", "summary.json", "pictures"))
 _MAX_SUMMARY_BYTES = 2**30
 _FRAMES_NOTE = (
     "file_name is the picture's own path below the folder that was named, or, of video, CLIP_ID/000012.jpg: the frame "
@@ -51,14 +51,20 @@ class Labelled:
 
 
 def label_sources(
-    sources: Sequence[str], model: LoadedModel, folder: Path, *, image_rate_hz: float | None = None
+    sources: Sequence[str],
+    model: LoadedModel,
+    folder: Path,
+    *,
+    image_rate_hz: float | None = None,
+    earlier: Mapping[str, Any] | None = None,
 ) -> Labelled:
     """Label everything at `sources` into `folder`, which appears whole or not at all.
 
     sources: paths and fsspec URLs of videos, pictures and folders of either. image_rate_hz: makes each folder of
     pictures a video of that rate; without it they are pictures of their own, which have no tracks.
     Writes coco.json, summary.json, pictures/ and, where there is video, ytvis.json. Nothing is done where `folder`
-    holds the labels of the same contents by the same model and settings.
+    holds the labels of the same contents by the same model and settings, or `earlier`, the summary of labels that lie
+    elsewhere, is of these.
     Raises SourceError where a source does not exist, ParamsError where `folder` is somebody else's, and
     NothingLeftError where nothing could be labelled; an input that cannot be is set aside with its reason.
     """
@@ -66,9 +72,9 @@ def label_sources(
     request = _describe(sources, model, image_rate_hz)
     with tempfile.TemporaryDirectory(prefix="mosis-label-") as spool:
         inputs = list_inputs(sources, image_rate_hz)
-        known = _read_summary(folder)
+        known = _read_summary(folder) if earlier is None else earlier
         if known and known.get("request") == request and _contents(known) == inputs.contents(Path(spool)):
-            return Labelled(known, unchanged=True)
+            return Labelled(dict(known), unchanged=True)
     return Labelled(_write(inputs, model, folder, request), unchanged=False)
 
 
@@ -93,7 +99,7 @@ def check_target(folder: Path, sources: Sequence[str]) -> None:
     """Raises ParamsError where labels in `folder` would replace other files, or be taken for sources the next time."""
     if folder.exists() and not folder.is_dir():
         raise ParamsError(f"{folder} is a file: name a folder for the labels")
-    others = {path.name for path in folder.iterdir()} - _OURS if folder.is_dir() else set()
+    others = {path.name for path in folder.iterdir()} - OURS if folder.is_dir() else set()
     if others:
         raise ParamsError(f"{folder} holds {min(others)!a}, which is no label: name a new folder or an empty one")
     target = folder.resolve()
@@ -119,9 +125,13 @@ def _describe(sources: Sequence[str], model: LoadedModel, image_rate_hz: float |
 
 def _read_summary(folder: Path) -> dict[str, Any] | None:
     """That of earlier labels, None where there are none that can be read."""
-    path = folder / "summary.json"
+    return parse_summary(folder / "summary.json") if (folder / "coco.json").is_file() else None
+
+
+def parse_summary(path: Path) -> dict[str, Any] | None:
+    """What a summary.json holds, None where it is none of ours."""
     try:
-        document = read_json(path, max_bytes=_MAX_SUMMARY_BYTES) if (folder / "coco.json").is_file() else None
+        document = read_json(path, max_bytes=_MAX_SUMMARY_BYTES)
     except DataError:
         return None
     return document if isinstance(document, dict) and document.get("format") == FORMAT else None

@@ -9,8 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import Request, urlopen
+
+import fsspec
+import pytest
+
+from tasks.sources import stores
 
 KEY, SECRET = "PLANTEDKEYID", "planted/secret+of0the1store"
 
@@ -145,3 +151,29 @@ def serve_badly(upstream: str) -> Iterator[Store]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def open_bucket(bucket: str, s3: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Iterator[Store]:
+    """An empty bucket behind the proxy; endpoint and credentials in the environment alone. s3: URL of `serve_s3`."""
+    with serve_badly(s3) as store:
+        environment = {
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_ENDPOINT_URL": store.url,
+            "AWS_DEFAULT_REGION": "us-east-1",
+            "AWS_MAX_ATTEMPTS": "1",  # none but our own, so that they can be counted
+            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # as with stores that send none
+            "AWS_EC2_METADATA_DISABLED": "true",
+            "AWS_CONFIG_FILE": str(folder / "none"),
+            "AWS_SHARED_CREDENTIALS_FILE": str(folder / "none"),
+        }
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(stores, "FIRST_WAIT_S", 0.01)
+        fsspec.get_filesystem_class("s3").clear_instance_cache()
+        fsspec.filesystem("s3").mkdir(bucket)
+        yield store
+        store.faults.clear()
+        filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
+        filesystem.rm(bucket, recursive=True)

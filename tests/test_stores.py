@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from conftest import moving_square, write_params, write_video
 from PIL import Image
-from store_toy import KEY, SECRET, Store, require_credentials, serve_badly, serve_s3
+from store_toy import KEY, SECRET, Store, open_bucket, require_credentials, serve_s3
 
 from tasks import ingest, params
 from tasks.clips import ClipReader, open_clips
@@ -34,29 +34,8 @@ def s3() -> Iterator[str]:
 
 @pytest.fixture
 def store(s3: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
-    """An empty bucket behind the proxy; endpoint and credentials in the environment alone."""
-    with serve_badly(s3) as store:
-        environment = {
-            "AWS_ACCESS_KEY_ID": KEY,
-            "AWS_SECRET_ACCESS_KEY": SECRET,
-            "AWS_ENDPOINT_URL": store.url,
-            "AWS_DEFAULT_REGION": "us-east-1",
-            "AWS_MAX_ATTEMPTS": "1",  # none but our own, so that they can be counted
-            "AWS_RESPONSE_CHECKSUM_VALIDATION": "when_required",  # as with stores that send none
-            "AWS_EC2_METADATA_DISABLED": "true",
-            "AWS_CONFIG_FILE": str(tmp_path / "none"),
-            "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
-        }
-        for name, value in environment.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(stores, "FIRST_WAIT_S", 0.01)
-        fsspec.get_filesystem_class("s3").clear_instance_cache()
-        filesystem = fsspec.filesystem("s3")
-        filesystem.mkdir(BUCKET)
+    with open_bucket(BUCKET, s3, monkeypatch, tmp_path) as store:
         yield store
-        store.faults.clear()
-        filesystem = fsspec.filesystem("s3", skip_instance_cache=True)
-        filesystem.rm(BUCKET, recursive=True)
 
 
 def put(key: str, content: bytes) -> str:

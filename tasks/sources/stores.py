@@ -69,9 +69,12 @@ class Fault:
     reason: str
 
 
-def persist(url: str, shown: str, work: Callable[[Beat], T]) -> T:
+def persist(
+    url: str, shown: str, work: Callable[[Beat], T], *, setting: str = "ingest.sources", verb: str = "read"
+) -> T:
     """The result of `work`, which is tried again after faults that may pass.
 
+    setting, verb: what messages call the place that names this URL, and what was to be done with it.
     Raises SourceError at once where the fault lies with this place (not there, no permission, no such kind of URL), and
     StorageError where the store has failed or been silent too often: that is no fault of a source, and a stage that
     went on would take part of the data for all of it.
@@ -87,7 +90,7 @@ def persist(url: str, shown: str, work: Callable[[Beat], T]) -> T:
         except (MosisError, LocalWriteError):
             raise
         except Exception as error:  # noqa: BLE001 - fsspec's back ends raise whatever their libraries raise
-            fault = judge(error)
+            fault = judge(error, setting=setting, verb=verb)
         if not fault.passes:
             raise SourceError(f"{shown}: {fault.reason}")
     times = "once" if patience.attempts == 1 else f"{patience.attempts} times"
@@ -142,7 +145,7 @@ def fetch(url: str, shown: str, target: Path) -> None:
         raise error.cause from None
 
 
-def judge(error: BaseException) -> Fault:
+def judge(error: BaseException, *, setting: str = "ingest.sources", verb: str = "read") -> Fault:
     """What an error of a store means: the outermost of it and its causes that says anything."""
     for one in _causes(error):
         status = _http_status(one)
@@ -159,7 +162,7 @@ def judge(error: BaseException) -> Fault:
                 False, "access refused: check its permissions and, for a store, the credentials in the environment"
             )
         if status == 404 or (isinstance(one, FileNotFoundError) and one.__cause__ is None):
-            return Fault(False, "not found: check the path or URL (ingest.sources)")
+            return Fault(False, f"not found: check the path or URL ({setting})")
         if "Credentials" in type(one).__name__:
             return Fault(
                 False, "no credentials: set them in the environment, e.g. AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY"
@@ -167,7 +170,7 @@ def judge(error: BaseException) -> Fault:
         if status is None and _is_passing(one):
             return Fault(True, f"the connection failed, {type(one).__name__}")
     what = "a package that this kind of URL needs" if isinstance(error, ImportError) else "the URL and the settings"
-    return Fault(False, f"cannot be read ({type(error).__name__}): check {what}")
+    return Fault(False, f"cannot be {verb} ({type(error).__name__}): check {what}")
 
 
 class LocalWriteError(Exception):

@@ -35,17 +35,16 @@ Work = Callable[[], tuple[Row, list[Finding]]]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50, help="of all campaigns together")
-    parser.add_argument("--minutes", type=float, default=90.0, help="no kill begins later")
+    parser.add_argument("--minutes", type=float, default=90.0, help="of kills; then the rest of them is left out")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", action="append", metavar="ROW", help="this campaign or scenario; may be repeated")
     add_output_options(parser)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that the service is ended, too
     report = Report("chaos", options)
-    began = time.monotonic()
     done = {row["row"] for row in report.rows}
     with tempfile.TemporaryDirectory(prefix="mosis-chaos-", ignore_cleanup_errors=True) as folder:
-        for name, work in plans(options, Path(folder), began + 60 * options.minutes):
+        for name, work in plans(options, Path(folder)):
             if name not in done and (not options.only or name in options.only):
                 report.add(measure(name, work))
     columns = ("kills", *KINDS, "seconds")
@@ -57,11 +56,11 @@ def main() -> None:
         raise DataError("there are findings: see above")
 
 
-def plans(options: argparse.Namespace, folder: Path, until: float) -> Iterator[tuple[str, Work]]:
+def plans(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Work]]:
     """(name, what to do) of every row, in order."""
     for number, (name, (share, campaign)) in enumerate(CAMPAIGNS.items()):
-        kills, base = round(options.kills * share), folder / f"campaign{number}"
-        yield name, partial(campaign, base, kills, options.seed + number, until)
+        kills, minutes, seed = round(options.kills * share), options.minutes * share, options.seed + number
+        yield name, partial(campaign, folder / f"campaign{number}", kills, seed, minutes)
     for number, (name, scenario) in enumerate(SCENARIOS.items()):
         yield name, partial(scenario, folder / f"scenario{number}")
 
@@ -77,23 +76,23 @@ def measure(name: str, work: Work) -> Row:
     return {"row": name, **row, **counts, "findings": texts, "seconds": round(time.monotonic() - began, 1)}
 
 
-def on_sqlite(base: Path, kills: int, seed: int, until: float) -> tuple[Row, list[Finding]]:
+def on_sqlite(base: Path, kills: int, seed: int, minutes: float) -> tuple[Row, list[Finding]]:
     farm = Farm(base)
     farm.make()
     campaign = Campaign(farm)
-    return campaign.run(draw(NEW_VIDEO, kills, seed), until), campaign.findings
+    return campaign.run(draw(NEW_VIDEO, kills, seed), minutes), campaign.findings
 
 
-def with_training(base: Path, kills: int, seed: int, until: float) -> tuple[Row, list[Finding]]:
+def with_training(base: Path, kills: int, seed: int, minutes: float) -> tuple[Row, list[Finding]]:
     """Each run trains a version on what is in the library by then, and promotes it or not."""
     farm = Farm(base)
     farm.make(SMALL_TRAINING)
     campaign = Campaign(farm, backlog=4, retrain=True)
-    row = campaign.run(draw(TRAINING, kills, seed), until)
+    row = campaign.run(draw(TRAINING, kills, seed), minutes)
     return {**row, "decisions": count_decisions(farm)}, campaign.findings + inspect_decisions(farm, row["champions"])
 
 
-def on_postgres(base: Path, kills: int, seed: int, until: float) -> tuple[Row, list[Finding]]:
+def on_postgres(base: Path, kills: int, seed: int, minutes: float) -> tuple[Row, list[Finding]]:
     """Prefect and MLflow in PostgreSQL, which is killed too."""
     from tests.postgres import find_binaries, serve_postgres
 
@@ -108,7 +107,7 @@ def on_postgres(base: Path, kills: int, seed: int, until: float) -> tuple[Row, l
             server.start()
 
         campaign = Campaign(farm, postgres=strike)
-        return campaign.run(draw({**NEW_VIDEO, POSTGRES: 4}, kills, seed), until), campaign.findings
+        return campaign.run(draw({**NEW_VIDEO, POSTGRES: 4}, kills, seed), minutes), campaign.findings
 
 
 CAMPAIGNS = {
@@ -116,7 +115,7 @@ CAMPAIGNS = {
     "new-video on PostgreSQL": (0.3, on_postgres),
     "retrain": (0.3, with_training),
 }
-"""Name -> share of the kills, and how."""
+"""Name -> share of kills and minutes, and how."""
 
 
 if __name__ == "__main__":

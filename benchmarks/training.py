@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import importlib
-import itertools
 import time
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
 import models
@@ -18,21 +17,21 @@ from benchmarks.data import Dataset, Video, open_fresh, open_motion_labels, open
 from benchmarks.harness import Row, Setting, describe_plan, peak_mib
 from benchmarks.scores import predict, recall_by_motion, score
 from models.interface import Segmenter
-from tasks.errors import NothingLeftError, ParamsError
+from tasks.errors import ParamsError
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
-from tasks.training.batches import triplet_samples
 from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
 from tasks.training.optimise import Optimisation
-from tasks.training.own_labels import infer_labels
+from tasks.training.own_labels import check_any, infer_labels, round_samples, take
 from tasks.training.self_training import relabel
 
 INFERENCE = {"nms_iou": 0.5, "box_from_mask": True, "score_with_mask": True}
 """What params.yaml changes of the thesis' section 3.8 for its preset."""
 SELF_TRAINING_SCORE = 0.5
 """params.yaml's train.self_training_score."""
-_INFERRED = 320
-"""Frames with labels of its own that a method is timed over before a row of so many minutes."""
+_INFERRED = 160
+"""Frames, at the least, that a method of own labels is timed over before a row of so many minutes; _WARM_UP before."""
+_WARM_UP = 16
 _MEASURED = 20
 """Iterations whose time says how many fit into a number of minutes."""
 _NEVER = 10**9
@@ -222,20 +221,18 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 def time_inference(model: Segmenter, store: FrameStore, device: torch.device) -> tuple[LabelStore, float]:
-    """(labels that the model infers on a few frames, the seconds by `clock_of` that all rounds will take in all)."""
+    """(labels that the model infers on some frames, the seconds by `clock_of` that all rounds will take in all)."""
     clock = clock_of(device)
     model.to(device)
-    rows = triplet_samples(store, model.frame_gap).row_a
-    found = infer_labels(model, store, with_network=True, device=device)
-    first = next(found, None)  # the first batch has the start-up in it
-    if first is None:
-        raise NothingLeftError("nothing was inferred to move on its own in any frame of the train split")
+    rounds = [round_samples(number, model, store) for number in range(model.rounds + 1)]
+    # From all over the split, since a clip with many objects takes longer.
+    some = take(rounds[-1], slice(None, None, max(1, len(rounds[-1]) // _INFERRED)))
+    infer = partial(infer_labels, model, store, with_network=True, device=device)
+    next(infer(take(some, slice(_WARM_UP))), None)  # the first has the start-up in it
     started = clock()
-    sample = [first, *itertools.islice(found, _INFERRED)]
-    # Frames without labels take their time, too.
-    seen = max(1, int(np.searchsorted(rows, sample[-1][0]) - np.searchsorted(rows, first[0])))
-    each = (clock() - started) / seen
-    return LabelStore.from_items(store.size, sample), each * len(rows) * (model.rounds + 1)
+    sample = LabelStore.from_items(store.size, infer(some))
+    each = (clock() - started) / len(some)
+    return check_any(sample), each * sum(map(len, rounds))
 
 
 def choose_device(name: str) -> torch.device:

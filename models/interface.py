@@ -41,11 +41,12 @@ class Segmenter(nn.Module):
     `needs` says what `loss` reads: "pairs" (frame_a and frame_b), or frame_a and labels, which are those of a labeller
     ("labels"), what the method infers itself from unlabelled frames ("own_labels"), or the clips' own ground truth
     ("truth", for supervised twins). For own labels: `infer` is asked before the training and, at equal parts of it,
-    `rounds` times more, with frames that are `frame_gap` apart in their clip.
+    `rounds` times more, with frames that are `frame_gap` apart in their clip, about every `frame_step`-th of them.
     """
 
     needs: Needs = "pairs"
     frame_gap: int = 1
+    frame_step: int = 1
     rounds: int = 0
 
     def infer(self, batch: Batch, *, with_network: bool) -> list[Instances]:

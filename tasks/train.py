@@ -42,7 +42,7 @@ from tasks.training.labelling import Labels, label_train_clips
 from tasks.training.launch import launch
 from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
 from tasks.training.optimise import Optimisation
-from tasks.training.own_labels import check_any, infer_labels
+from tasks.training.own_labels import check_any, infer_round
 from tasks.training.ranks import read_rank
 from tasks.training.self_training import relabel
 
@@ -178,7 +178,7 @@ class _Session:
 
     def _labels_of_round(self, number: int, model: Segmenter) -> Iterator[tuple[int, Instances]]:
         if self.labels is None:
-            return infer_labels(model, self.store, with_network=number > 0, device=self.device)
+            return infer_round(number, model, self.store, device=self.device)
         threshold = self.params.train.self_training_score
         return relabel(model, self.store, self.labels.store, score_threshold=threshold, device=self.device)
 

@@ -352,7 +352,8 @@ def test_the_network_is_followed_where_motion_says_nothing() -> None:
 def test_the_objective_infers_and_learns() -> None:
     torch.manual_seed(0)
     model = Mosis(MosisConfig(objective="em"), (SIZE, SIZE)).train()
-    assert (model.needs, model.frame_gap, model.rounds, model.motion) == ("own_labels", 4, 2, None)
+    assert (model.needs, model.frame_gap, model.frame_step) == ("own_labels", 4, 4)
+    assert (model.rounds, model.motion) == (2, None)
     now, after, before = triplet((12, 30, 4, -2))
     batch = Batch(now, after, torch.ones(1), frame_before=before)
     alone, together = (model.infer(batch, with_network=with_network) for with_network in (False, True))

@@ -352,7 +352,9 @@ def test_the_readme_names_functions_that_exist() -> None:
     assert {"objectness_target", "warp_direction", "target_normalisation", "error_scale"} <= fields
     named = ("objectness", "warp", "target", "error", "segment_motion", "photometric")
     assert all(f"`{name}`" in options for name in fields if name.startswith(named))
-    assert all(f"`{name}`" in text or f"`{name}: " in text for name in ("motion_model", "frame_gap", "rounds"))
+    assert all(
+        f"`{name}`" in text or f"`{name}: " in text for name in ("motion_model", "frame_gap", "frame_step", "rounds")
+    )
 
 
 @pytest.mark.parametrize("preset", get_args(Preset))

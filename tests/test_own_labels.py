@@ -14,7 +14,7 @@ from tasks.errors import NothingLeftError
 from tasks.labels import LabelStore
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.loop import fit
-from tasks.training.own_labels import collect_labels, infer_labels
+from tasks.training.own_labels import collect_labels, infer_round, round_samples
 
 
 class Thinker(ToySegmenter):
@@ -53,13 +53,33 @@ class Thinker(ToySegmenter):
 
 def test_frames_with_neighbours_on_both_sides_are_asked_about_and_outlines_follow_colour() -> None:
     store, truth = toy_store()
-    found = dict(infer_labels(Thinker(), store, with_network=False))
+    found = dict(infer_round(0, Thinker(), store))
     assert sorted(found) == [1, 2, 3, 4, 7, 8, 9, 10]  # two train clips of six frames; the third is for validation
     for row, instances in found.items():
         expected = truth[row].masks[0]
         overlap = (instances.masks[0] & expected).sum() / (instances.masks[0] | expected).sum()
         # A square that moves by a pixel loses a column on each side; its colours give them back.
         assert overlap > 0.95, row
+
+
+def test_each_round_takes_other_frames_and_fewer_only_where_there_are_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, model = toy_store()[0], Thinker()
+    model.frame_step = 4
+
+    def rows(number: int) -> list[int]:
+        samples = round_samples(number, model, store)
+        assert samples.row_before is not None
+        assert (samples.row_b - samples.row_a == 1).all()
+        assert (samples.row_a - samples.row_before == 1).all()
+        return samples.row_a.tolist()
+
+    assert rows(0) == rows(2) == [1, 2, 3, 4, 7, 8, 9, 10]
+    monkeypatch.setattr("tasks.training.own_labels.FEWEST", 2)
+    assert [rows(number) for number in range(3)] == [[1, 7], [2, 8], [3, 9]]
+    assert [row for row, _ in infer_round(2, model, store)] == [3, 9]
+    assert model.asked == [True]
+    monkeypatch.setattr("tasks.training.own_labels.FEWEST", 4)
+    assert rows(0) == [1, 3, 7, 9]
 
 
 def test_each_round_asks_anew_and_only_the_first_does_without_the_network() -> None:

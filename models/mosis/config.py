@@ -124,8 +124,11 @@ class MosisConfig(InferenceConfig):
     in rounds. motion_labels: learn from labels proposed by motion."""
     frame_gap: int = 4
     """em: frames between those compared. Slow things need some, what turns or leaves the picture soon can bear few."""
+    frame_step: int = 4
+    """em: an E-step takes one of so many neighbouring frames, which are near copies, and the next E-step another. Fewer
+    are left out where frames are few."""
     rounds: int = 2
-    """em: E-steps over all frames after the first, which has no network to ask, at equal parts of the training."""
+    """em: E-steps after the first, which has no network to ask, at equal parts of the training."""
     motion_model: MotionModel = "affine"
     """em: how an instance may move against the background. translation: without rotation, scale and shear."""
     segment_motion: SegmentMotionKind = "mlp"
@@ -148,7 +151,7 @@ class MosisConfig(InferenceConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_at_least(self, 1, "search_range", "frame_gap")
+        check_at_least(self, 1, "search_range", "frame_gap", "frame_step")
         check_at_least(self, 0, "rounds")
         if self.segment_motion == "closed_form" and self.warp_direction != "consistent":
             raise ValueError("segment_motion closed_form needs warp_direction consistent, not literal")

@@ -41,6 +41,7 @@ class Mosis(Segmenter):
         self.config = config
         self.needs = _NEEDS[config.objective]
         self.frame_gap = config.frame_gap
+        self.frame_step = config.frame_step
         self.rounds = config.rounds if self.needs == "own_labels" else 0
         prior = 0.5 if config.objective == "literal" else OBJECTNESS_PRIOR
         self.appearance = AppearanceNetwork(NETWORKS[config.preset], objectness_prior=prior)

@@ -31,7 +31,7 @@ from tasks.params import Params
 POOL = "mosis"
 HEARTBEAT_S = 30
 """Prefect's least. A run that has shown no heartbeat for three of them has no process any more."""
-PENDING_S = 600
+PENDING_S = 240
 """A run that its worker has taken and not started for so long never will be: that worker was killed."""
 
 

@@ -27,8 +27,8 @@ from tasks.history import run_git
 
 KINDS = ("lost", "doubled", "torn", "hung", "orphans")
 _DONE_S = 1500.0
-_RUNS_END_S = 720.0
-"""The watchdogs' 90 s for a run without a heartbeat and 600 s for one that never started, and some."""
+_RUNS_END_S = 420.0
+"""The watchdogs' 90 s for a run without a heartbeat and 240 s for one that never started, and some."""
 
 
 @dataclass(frozen=True)

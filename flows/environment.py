@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
 from tasks.errors import ParamsError
 
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
 _QUIET = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "PREFECT_CLOUD_ENABLE_ORCHESTRATION_TELEMETRY": "false",
@@ -51,7 +54,10 @@ def server(url: str, database: str | None) -> dict[str, str]:
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
     }
     if database is not None:
-        variables["PREFECT_API_DATABASE_CONNECTION_URL"] = f"postgresql+asyncpg://{database.partition('://')[2]}"
+        address, _, query = database.partition("://")[2].partition("?")
+        # asyncpg calls it otherwise than libpq, and SQLAlchemy hands on what it is given.
+        query = query.replace("sslmode=", "ssl=")
+        variables["PREFECT_API_DATABASE_CONNECTION_URL"] = f"postgresql+asyncpg://{address}{query and '?'}{query}"
     return variables
 
 
@@ -64,9 +70,33 @@ def worker() -> dict[str, str]:
     }
 
 
+def fill_in_database(text: str) -> str:
+    """--database with the environment's values in place of ${NAME}: other users can read a command line.
+
+    Raises ParamsError where one is not set.
+    """
+
+    def value(found: re.Match[str]) -> str:
+        if found[1] not in os.environ:
+            raise ParamsError(f"--database: ${{{found[1]}}} is not set: set {found[1]} in the environment")
+        return os.environ[found[1]]
+
+    return _VARIABLE.sub(value, text)
+
+
 def check_database(url: str) -> None:
     """Raises ParamsError unless `url` is one of PostgreSQL and what talks to it is installed; never quotes it."""
-    if url.partition("://")[0] not in ("postgresql", "postgres") or not url.partition("://")[2]:
-        raise ParamsError("--database: write postgresql://USER:PASSWORD@HOST/NAME")
+    try:
+        parts = urlsplit(url)
+        fits = parts.scheme in ("postgresql", "postgres") and bool(parts.hostname) and len(parts.path) > 1
+        fits = fits and (parts.port is None or parts.port > 0) and not parts.fragment
+    except ValueError:
+        fits = False
+    if not fits:
+        raise ParamsError(
+            "--database: write postgresql://USER:PASSWORD@HOST/NAME, with %40 for @, %2F for / in a password"
+        )
+    if set(parse_qs(parts.query, keep_blank_values=True)) - {"sslmode"}:
+        raise ParamsError("--database: of what may follow the ?, only sslmode=... is known to Prefect and MLflow alike")
     if importlib.util.find_spec("psycopg") is None:
-        raise ParamsError("--database: MLflow needs psycopg for PostgreSQL: `pip install 'psycopg[binary]'`")
+        raise ParamsError("--database: MLflow needs psycopg for PostgreSQL: `pip install 'mosis[postgres]'`")

@@ -15,7 +15,10 @@ def add_commands(commands: Any) -> None:
     add_workspace(up)
     up.add_argument("--inbox", metavar="URL", help="a folder or an fsspec URL; kept in params.yaml as service.inbox")
     up.add_argument(
-        "--database", metavar="URL", help="postgresql://... for Prefect and MLflow (default: sqlite in the workspace)"
+        "--database",
+        metavar="URL",
+        help="postgresql://USER:PASSWORD@HOST/NAME for Prefect and MLflow, ${NAME} in it is read from the environment "
+        "(default: sqlite in the workspace)",
     )
     up.add_argument("--host", help="interface of both servers (default: 127.0.0.1, this machine alone)")
     up.set_defaults(command=up_command)
@@ -32,14 +35,15 @@ def add_commands(commands: Any) -> None:
 
 def up_command(options: argparse.Namespace) -> None:
     workspace = find_workspace(options)
-    from flows import service
+    from flows import environment, service
     from tasks import library, params, versioning
     from tasks import workspace as workspaces
     from tasks.inbox import inbox_url
-    from tasks.sources.places import hide_credentials, is_local
+    from tasks.sources.places import hide_credentials, is_local, refuse_credentials
 
     if options.inbox is not None:
         place = options.inbox
+        refuse_credentials(place)
         place = str(Path(place).expanduser().absolute()) if is_local(place) else place
         workspaces.configure(workspace, {"service.inbox": place})
     settings = params.load(workspace / "params.yaml")
@@ -51,7 +55,8 @@ def up_command(options: argparse.Namespace) -> None:
         Path(url).mkdir(parents=True, exist_ok=True)
     elif is_local(url) and not Path(url).is_dir():
         raise SourceError(f"{url}: no such folder: make it, or name another inbox")
-    running = service.up(workspace, settings, database=options.database, host=options.host)
+    database = environment.fill_in_database(options.database) if options.database is not None else None
+    running = service.up(workspace, settings, database=database, host=options.host)
     for name in service.NAMES:
         print(f"{name:<9}{'started' if name in running.started else 'runs'}  {running.urls.get(name, '')}".rstrip())
     print(f"inbox    {hide_credentials(url)}, looked at by `{settings.service.cron}` and after `mosis notify PATH`")

@@ -22,7 +22,15 @@ import fsspec
 from tasks.errors import ParamsError
 from tasks.files import atomic_path, storage_errors
 from tasks.sources import stores
-from tasks.sources.places import VIDEO_SUFFIXES, Place, escape_unprintable, fill_in, hide_credentials, is_local
+from tasks.sources.places import (
+    VIDEO_SUFFIXES,
+    Place,
+    escape_unprintable,
+    fill_in,
+    hide_credentials,
+    is_local,
+    refuse_credentials,
+)
 
 _MAX_LINE = 20_000
 
@@ -46,8 +54,9 @@ class Found:
 
 
 def inbox_url(inbox: str, workspace: Path) -> str:
-    """The parameter `service.inbox` as a URL or an absolute path."""
+    """The parameter `service.inbox` as a URL or an absolute path. Raises SourceError where it holds a password."""
     if not is_local(inbox):
+        refuse_credentials(inbox)
         return inbox
     return str(workspace.resolve() / Path(inbox.removeprefix("file://")).expanduser())
 

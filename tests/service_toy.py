@@ -33,13 +33,18 @@ def make_workspace(folder: Path, *, champion: bool) -> Path:
     workspace.init(folder, SETTINGS)
     (folder / "inbox").mkdir()
     if champion:
-        write_weights(folder)
-        with pytest.MonkeyPatch.context() as patch:
-            # A copy, so that an edit of the code while this runs makes no mixture.
-            copy = shutil.copytree(registry.SOURCES, folder.parent / "code" / "models")
-            patch.setattr(registry, "SOURCES", Path(copy))
-            tracking.register(folder)
+        register_champion(folder)
     return folder
+
+
+def register_champion(folder: Path) -> None:
+    """Untrained weights, in the registry that MLFLOW_TRACKING_URI names, else in the workspace's own."""
+    write_weights(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # A copy, so that an edit of the code while this runs makes no mixture.
+        copy = shutil.copytree(registry.SOURCES, folder.parent / "code" / "models")
+        patch.setattr(registry, "SOURCES", Path(copy))
+        tracking.register(folder)
 
 
 def copy_workspace(source: Path, target: Path) -> Path:

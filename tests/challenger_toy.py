@@ -7,6 +7,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
@@ -19,7 +20,8 @@ from tasks.intake import Request
 from tasks.promotion import canary
 from tasks.sources.params import SyntheticParams
 from tasks.workspace import init
-from tests.service_toy import SETTINGS, drop
+from tests.conftest import write_video
+from tests.service_toy import SETTINGS
 
 CANARY = SyntheticParams(
     videos=6, frames=2, height=64, width=64, seed=9, objects=(1, 1), texture_contrast=0.0, dense_flow=False
@@ -111,6 +113,19 @@ def register(workspace: Path, alias: str = "champion", **quality: float) -> str:
     """A version of that quality, without a training."""
     prepare(workspace, at="outputs/train", **quality)
     return tracking.register(workspace, alias=alias).version
+
+
+def drop(folder: Path, name: str, number: int) -> Path:
+    """A video of its own content for each number: a bright textured square that moves over a dark still ground."""
+    rng = np.random.default_rng(number)
+    ground = rng.integers(0, 40, (48, 64, 3), dtype=np.uint8)
+    square = rng.integers(150, 255, (16, 16, 3), dtype=np.uint8)
+    frames = []
+    for index in range(6):
+        frame = ground.copy()
+        frame[16:32, 2 * index + 4 : 2 * index + 20] = square
+        frames.append(frame)
+    return write_video(folder / name, frames)
 
 
 def make_library(workspace: Path, videos: int) -> None:

@@ -115,8 +115,17 @@ def carry_out(workspace: Path, record: Record) -> Record:
     record = _track(workspace, record)
     record = dataclasses.replace(record, state=DONE)
     ledger.write_record(workspace, record)
-    shutil.rmtree(workspace / scoring.FOLDER, ignore_errors=True)
+    clear_scores(workspace, record)
     return record
+
+
+def clear_scores(workspace: Path, record: Record) -> None:
+    """Remove the scores of other rounds and what kills have left; those of this one's data may serve the next."""
+    kept = {Path(place).parent.name for place in record.pictures.values()}
+    folder = workspace / scoring.FOLDER
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.name not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def carry_out_pending(workspace: Path) -> list[Record]:

@@ -1,0 +1,306 @@
+"""Retraining with everything real but the network and its training: Prefect's server, DVC, git, MLflow on sqlite."""
+
+from __future__ import annotations
+
+import dataclasses
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from flows.cli import main
+from tasks import params, registry, tracking, versioning
+from tasks.errors import BusyError, DataError, ParamsError
+from tasks.promotion import ledger, rounds, trial
+from tasks.promotion.ledger import DECIDED, DONE
+from tests import challenger_toy as toy
+from tests.retrain_kill_points import POINTS
+from tests.service_toy import git, make_home
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    yield from make_home(tmp_path_factory.mktemp("home"))
+
+
+@pytest.fixture(scope="module")
+def workspace(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """One for all tests of this file, which tell its story in their order."""
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch:
+        toy.use_toy(patch, folder / "code")
+        made = toy.make_workspace(folder / "workspace")
+        toy.make_library(made, 6)
+        yield made
+
+
+@pytest.fixture(scope="module")
+def prefect_server(home: Path) -> Iterator[None]:
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=200):
+        yield
+
+
+def run(folder: Path, *, force: bool = False) -> Any:
+    from flows.retrain import retrain
+
+    return retrain(str(folder), force=force)
+
+
+def champion(folder: Path) -> str:
+    found = tracking.find_champion(folder)
+    assert found is not None
+    return found.version
+
+
+def tags(folder: Path, version: str) -> dict[str, str]:
+    return dict(tracking.read_version(folder, version).tags)
+
+
+def versions(folder: Path) -> int:
+    return len(tracking.connect(folder).search_model_versions("name = 'mosis'"))
+
+
+def retrain_runs(folder: Path) -> list[Any]:
+    client = tracking.connect(folder)
+    return client.search_runs([client.get_experiment_by_name("mosis").experiment_id], "tags.stage = 'retrain'")
+
+
+def failure(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    """The one line of a command that fails."""
+    assert main([*command]) != 0
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    return error
+
+
+def test_a_worse_challenger_is_refused_and_the_rule_is_named(
+    workspace: Path, prefect_server: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    head = git(workspace, "rev-parse", "HEAD").strip()
+    settings = params.load(workspace / "params.yaml")
+    assert rounds.new_minutes(workspace, settings) == pytest.approx(6 * 0.25 / 60)
+    toy.prepare(workspace, shift=9.0)
+    done = run(workspace)
+
+    assert done.describe() == "version 2 refused: canary_mask_AP"
+    assert champion(workspace) == "1"
+    record = ledger.find_record(workspace, "2")
+    assert record == done.record
+    assert record is not None
+    assert (record.state, record.champion, record.self_training) == (DONE, "1", False)
+    assert record.decision.note == ""  # held-out video was looked at
+    assert record.data["held_out_frames"] == record.figures["challenger"]["held_out_frames"] > 0
+    assert record.data["library"] == head
+    assert record.data["dvc_md5_clips"] == versioning.data_md5(workspace, "data/clips")
+    assert {name: tags(workspace, "2").get(name) for name in ("gate", "gate_rule", "gate_round")} == {
+        "gate": "refused",
+        "gate_rule": "canary_mask_AP",
+        "gate_round": "1",
+    }
+
+    # What was trained on stands in params.yaml, for ever, and is committed with what came of it.
+    sources = yaml.safe_load((workspace / "params.yaml").read_text())["ingest"]["sources"]
+    assert sources[1:] == [f"library:library@{head}"]
+    assert git(workspace, "status", "--porcelain", "--untracked-files=no") == ""
+    assert "dvc.lock" in git(workspace, "show", "--stat", "--format=%s", "HEAD")
+    assert git(workspace, "rev-parse", "HEAD").strip() == record.data["git_revision"]
+    assert run(workspace).describe() == "nothing to do: 0.0 of 0.01 minutes of new video have come"
+
+    page = ledger.page_path(workspace, 1).read_text()
+    assert "canary mask AP" in page
+    assert page.count("data:image/jpeg;base64") == 2 * 8
+    (tracked,) = retrain_runs(workspace)
+    assert (tracked.info.status, tracked.data.tags["gate"]) == ("FINISHED", "refused")
+    assert tracked.data.metrics["champion.canary_mask_AP"] > tracked.data.metrics["challenger.canary_mask_AP"]
+    artifacts = tracking.connect(workspace).list_artifacts(tracked.info.run_id)
+    assert [one.path for one in artifacts] == ["001.html", "001.json"]
+    assert main(["decisions", "--workspace", str(workspace)]) == 0
+    assert capsys.readouterr().out.startswith("001  version 2 refused: canary_mask_AP\n")
+
+
+def test_what_the_gate_refused_does_not_come_back_by_mosis_run(workspace: Path) -> None:
+    registered = tracking.register(workspace)
+    assert (registered.version, registered.created, registered.uri) == ("2", False, "models:/mosis/2")
+    assert registered.note.startswith("version 1 stays champion: the gate refused it (canary_mask_AP)")
+    assert champion(workspace) == "1"
+    assert trial.why_nothing_new(workspace, "2", "1") == "version 2 was decided about before: refused (canary_mask_AP)"
+    assert trial.why_nothing_new(workspace, "1", "1") == "version 1 is champion: the training came out as it was"
+
+
+def killed_at(workspace: Path, point: str) -> None:
+    command = [sys.executable, "-m", "tests.retrain_kill_points", str(workspace), str(registry.SOURCES), point]
+    killed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+
+
+class KilledError(BaseException):
+    """In place of a kill where the process is the tests' own."""
+
+
+@pytest.mark.filterwarnings("ignore:Logger 'prefect")
+def test_a_better_challenger_is_promoted_once_whatever_is_killed_on_the_way(
+    workspace: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toy.prepare(workspace)
+    settings = params.load(workspace / "params.yaml")
+    one = rounds.next_round(workspace, settings, force=True)
+    assert one is not None
+    assert one.revision == rounds.frozen_revision(workspace, settings)  # nothing new: the same data
+    rounds.write_round(workspace, one)
+    versioning.run_stage(workspace, "train")
+
+    killed_at(workspace, POINTS[0])
+    assert (champion(workspace), versions(workspace), tags(workspace, "3")["gate"]) == ("1", 3, "undecided")
+    assert "has not decided" in tracking.register(workspace).note
+    assert champion(workspace) == "1"
+
+    def die(*unused: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "carry_out_pending", die)
+        with pytest.raises(KilledError):
+            run(workspace)  # which goes on with the round, though nothing new has come
+    assert (champion(workspace), versions(workspace)) == ("1", 3)
+    written = ledger.find_record(workspace, "3")
+    assert written is not None
+    assert (written.state, written.promotes) == (DECIDED, True)
+
+    killed_at(workspace, POINTS[1])
+    assert (champion(workspace), tags(workspace, "3")["champion_before"]) == ("1", "1")
+    with pytest.raises(DataError, match="took nobody's place"):
+        tracking.rollback(workspace)  # the champion's own tag counts, and it has none
+
+    killed_at(workspace, POINTS[2])
+    assert champion(workspace) == "3"
+    assert sorted(one.info.status for one in retrain_runs(workspace)) == ["FINISHED", "RUNNING"]
+
+    done = run(workspace)
+    assert done.describe() == "version 3 is champion, in place of 1"
+    assert (champion(workspace), versions(workspace)) == ("3", 3)
+    assert [one.state for one in ledger.read_records(workspace)] == [DONE, DONE]
+    assert [one.info.status for one in retrain_runs(workspace)] == ["FINISHED"] * 2
+    assert dataclasses.replace(done.record, state=DECIDED, outcome="", run_id=None) == written
+    assert rounds.read_round(workspace) is None
+    assert tags(workspace, "3")["gate"] == "promoted"
+    assert "first champion" in ledger.page_path(workspace, 2).read_text()
+    assert run(workspace).record is None
+
+
+def test_people_have_the_last_word(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    at = ("--workspace", str(workspace))
+    assert "champion already" in failure(capsys, "promote", "3", *at)
+    assert "not in the registry" in failure(capsys, "promote", "99", *at)
+    assert "is no version" in failure(capsys, "promote", "best", *at)
+    assert main(["rollback", *at]) == 0
+    assert champion(workspace) == "1"
+    assert capsys.readouterr().out.startswith("champion is version 1, in place of version 3")
+    assert "nothing to go back to" in failure(capsys, "rollback", *at)
+    assert champion(workspace) == "1"
+    # The training's outputs are still version 3: nothing but a person makes it champion again.
+    assert "rolled it back" in tracking.register(workspace).note
+    assert main(["promote", "2", *at]) == 0
+    assert main(["promote", "3", *at]) == 0
+    assert [main(["rollback", *at]), champion(workspace)] == [0, "2"]
+    assert [main(["rollback", *at]), champion(workspace)] == [0, "1"]
+    capsys.readouterr()
+    assert "nothing to go back to" in failure(capsys, "rollback", *at)
+
+
+def test_a_decision_is_not_carried_out_against_another_champion(workspace: Path) -> None:
+    """Between decision and promotion somebody has promoted or rolled back: what was compared is no champion now."""
+    record = ledger.find_record(workspace, "3")
+    assert record is not None
+    late = dataclasses.replace(record, number=3, state=DECIDED, champion="1")
+    ledger.write_record(workspace, late)
+    (done,) = trial.carry_out_pending(workspace)
+    assert done.outcome == "version 3 was promoted, and rolled back by hand"
+    assert champion(workspace) == "1"
+    fourth = toy.register(workspace, alias="challenger", shift=1.0)
+    assert fourth == "4"
+    ledger.write_record(workspace, dataclasses.replace(late, number=4, challenger="4", champion="2"))
+    (done,) = trial.carry_out_pending(workspace)
+    assert done.outcome == "version 4 not promoted: the champion changed meanwhile"
+    assert (champion(workspace), tags(workspace, "4")["gate_rule"]) == ("1", "champion_changed")
+
+
+def test_two_retrainings_at_once_and_none_without_a_registry(
+    workspace: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with rounds.lock(workspace), pytest.raises(BusyError, match="under way"):
+        run(workspace)
+    monkeypatch.setenv("MOSIS_TRACKING", "off")
+    with pytest.raises(ParamsError, match="needs the model registry"):
+        run(workspace)
+
+
+def test_enough_new_video_is_announced_once_it_has_come(workspace: Path, prefect_server: None) -> None:
+    from flows.retrain import announce_growth
+
+    settings = params.load(workspace / "params.yaml")
+    assert rounds.next_round(workspace, settings, force=False) is None
+    assert not announce_growth(workspace, settings)
+    unfrozen = dataclasses.replace(
+        settings, ingest=dataclasses.replace(settings.ingest, sources=("library:library@" + "0" * 40,))
+    )
+    assert announce_growth(workspace, unfrozen)  # a history that was rewritten: all of it is new
+    assert not announce_growth(workspace, dataclasses.replace(unfrozen, service=params.ServiceParams()))
+
+
+def test_a_round_that_failed_is_gone_on_with_until_more_has_come(workspace: Path) -> None:
+    settings = params.load(workspace / "params.yaml")
+    failed = rounds.Round("0" * 40, 1.0, failed="stage train: it failed")
+    rounds.write_round(workspace, failed)
+    assert rounds.next_round(workspace, settings, force=False) == failed
+    unfrozen = dataclasses.replace(settings, ingest=params.IngestParams(sources=("library:library@" + "0" * 40,)))
+    anew = rounds.next_round(workspace, unfrozen, force=False)
+    assert anew is not None
+    assert (anew.failed, anew.revision) == (None, git(workspace, "rev-parse", "HEAD").strip())
+    under_way = dataclasses.replace(failed, failed=None)
+    rounds.write_round(workspace, under_way)
+    assert rounds.next_round(workspace, unfrozen, force=False) == under_way
+    rounds.close_round(workspace)
+
+
+def test_settings_of_a_round_leave_what_people_chose(tmp_path: Path) -> None:
+    one = rounds.Round("a" * 40, 1.0)
+    chosen = params.parse(
+        {"ingest": {"sources": ["/v.mp4", "library:/other/library"]}, "pairs": {"train_share": 0.9, "val_share": 0.05}}
+    )
+    assert rounds.settings_of(tmp_path, chosen, one) == {
+        "ingest.sources": ["/v.mp4", "library:/other/library", f"library:library@{'a' * 40}"]
+    }
+    every = params.parse({"ingest": {"sources": ["library:library"]}, "pairs": {"train_share": 1, "val_share": 0}})
+    assert rounds.settings_of(tmp_path, every, one) == {
+        "ingest.sources": [f"library:library@{'a' * 40}"],
+        "pairs.train_share": 0.85,
+        "pairs.val_share": 0.15,
+    }
+    assert rounds.settings_of(tmp_path, every, rounds.Round(None, 0.0)).keys() == {
+        "pairs.train_share",
+        "pairs.val_share",
+    }
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", "no JSON", '{"format": 1, "revision": 3, "minutes": 1}'])
+def test_broken_records_are_named_and_nothing_is_guessed(tmp_path: Path, content: str) -> None:
+    for path, read in (
+        (tmp_path / rounds.STATE, rounds.read_round),
+        (ledger.record_path(tmp_path, 1), ledger.read_records),
+    ):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+        with pytest.raises(DataError, match=path.name):
+            read(tmp_path)

@@ -73,6 +73,7 @@ def measure(name: str, work: Work) -> Row:
         return {"row": name, "failed": " ".join(str(error).split())[:300]}
     counts = {kind: sum(one.kind == kind for one in found) for kind in KINDS}
     texts = [f"{one.kind}: {one.text}" for one in found]
+    print("".join(f"{name}: FOUND {text}\n" for text in texts), end="", file=sys.stderr)
     return {"row": name, **row, **counts, "findings": texts, "seconds": round(time.monotonic() - began, 1)}
 
 

@@ -140,4 +140,4 @@ class Campaign:
         for one in found:
             if one not in self.findings:
                 self.findings.append(one)
-                print(f"FOUND {one.kind}: {one.text}", file=sys.stderr, flush=True)
+                print(f"  FOUND {one.kind}: {one.text}", file=sys.stderr, flush=True)

@@ -38,7 +38,7 @@ def disk_full(base: Path) -> Outcome:
         ballast = base / "ballast"
 
         def fill() -> None:
-            with open(ballast, "wb", buffering=0) as file, contextlib.suppress(OSError):
+            with open(ballast, "ab", buffering=0) as file, contextlib.suppress(OSError):
                 while True:
                     file.write(bytes(2**16))
 
@@ -47,7 +47,7 @@ def disk_full(base: Path) -> Outcome:
 
 def remote_gone(base: Path) -> Outcome:
     """The DVC remote, an S3 server, refuses everything for a while."""
-    from tests.store_toy import KEY, SECRET, serve_badly, serve_s3
+    from tests.store_toy import KEY, SECRET, Fault, serve_badly, serve_s3
 
     with serve_s3() as upstream, serve_badly(upstream) as store:
         keys = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_DEFAULT_REGION": "us-east-1"}
@@ -59,8 +59,11 @@ def remote_gone(base: Path) -> Outcome:
             ["modify", "store", "endpointurl", store.url],
         ):
             farm.run([sys.executable, "-m", "dvc", "remote", *arguments])
-        everything = 10**9
-        row, found = outage(farm, lambda: store.fail("", "503", everything), store.faults.clear)
+
+        def refuse() -> None:
+            store.faults[:] = [Fault("", "503", times=10**9)]
+
+        row, found = outage(farm, refuse, store.faults.clear)
         fetched = farm.run([sys.executable, "-m", "dvc", "status", "--cloud", "--json"], check=False)
         if fetched.stdout.strip() not in ("", "{}") and '"library' in fetched.stdout:
             found.append(Finding("torn", f"the remote lacks what git names: {fetched.stdout[:200]}"))
@@ -68,7 +71,10 @@ def remote_gone(base: Path) -> Outcome:
 
 
 def outage(farm: Farm, begin: Callable[[], None], finish: Callable[[], None]) -> Outcome:
-    """Some videos are done, then nothing works, then it does again: all are done, and none is set aside."""
+    """Some videos are done, then nothing works, then it does again: all are done, and none is set aside.
+
+    begin: also what keeps it so, every second.
+    """
     inspector = Inspector(farm)
     found: list[Finding] = []
     farm.drop(VIDEOS)
@@ -79,7 +85,10 @@ def outage(farm: Farm, begin: Callable[[], None], finish: Callable[[], None]) ->
         begin()
         before = len(done_videos(farm.workspace))
         farm.notify()
-        time.sleep(_OUTAGE_S)
+        over = time.monotonic() + _OUTAGE_S
+        while time.monotonic() < over:
+            time.sleep(1)
+            begin()
         during = len(done_videos(farm.workspace)) - before
         found += inspector.inspect()
         finish()

@@ -104,7 +104,8 @@ def pull(workspace: Path) -> None:
 
 def changed_stages(workspace: Path) -> set[str]:
     """Names of the stages that the next run would not skip, going by what lies in the workspace now."""
-    return set(json.loads(run_dvc(workspace, "status", "--json") or "{}"))
+    # Of dvc.yaml alone: to look at each video of a large library takes minutes.
+    return set(json.loads(run_dvc(workspace, "status", "--json", "dvc.yaml") or "{}"))
 
 
 def check_files(workspace: Path) -> None:
@@ -171,9 +172,10 @@ def _hide_credentials(text: str) -> str:
 def add(workspace: Path, target: str) -> None:
     """`dvc add` a file or folder, relative to the workspace, in this process; its .dvc file lies beside it then.
 
+    No other .dvc file is read: that no two name the same place is for the caller to see to.
     Raises StorageError, BusyError where another process works here.
     """
-    with _open(workspace, "add") as repo:
+    with _open(workspace, "add", alone=True) as repo:
         repo.add(str(workspace / target))
 
 
@@ -184,17 +186,26 @@ def push_target(workspace: Path, target: str) -> None:
 
 
 @contextlib.contextmanager
-def _open(workspace: Path, command: str) -> Iterator[Any]:
-    """DVC's Repo in this process: to start DVC for each of many small commands takes longer than they do."""
+def _open(workspace: Path, command: str, *, alone: bool = False) -> Iterator[Any]:
+    """DVC's Repo in this process: to start DVC for each of many small commands takes longer than they do.
+
+    alone: one that knows of no .dvc files. DVC reads all of them to add one, a millisecond each.
+    """
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
     from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
+    from dvc.repo.index import Index
+
+    class Alone(Repo):
+        @property
+        def index(self) -> Index:
+            return Index(self, stages=[])
 
     for noisy in ("dvc", "dvc_objects", "dvc_data"):  # progress and hints; what goes wrong is raised
         logging.getLogger(noisy).setLevel(logging.CRITICAL)
     try:
-        with Repo(str(workspace)) as repo:
+        with (Alone if alone else Repo)(str(workspace)) as repo:
             yield repo
     except LockError:
         raise BusyError(

@@ -153,6 +153,10 @@ def test_an_inbox_is_relative_to_its_workspace_unless_it_is_a_url(tmp_path: Path
     assert inbox.inbox_url("inbox", tmp_path) == str(tmp_path / "inbox")
     assert inbox.inbox_url("/videos", tmp_path) == "/videos"
     assert inbox.inbox_url("s3://bucket/in", tmp_path) == "s3://bucket/in"
+    assert inbox.inbox_url("s3://${KEY}:${SECRET}@bucket/in", tmp_path) == "s3://${KEY}:${SECRET}@bucket/in"
+    with pytest.raises(SourceError, match="holds a password or key") as caught:
+        inbox.inbox_url("s3://key:hunter2@bucket/in", tmp_path)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_kind_of_store_that_there_is_not_is_one_line() -> None:

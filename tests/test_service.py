@@ -102,6 +102,14 @@ def test_without_a_service_notify_and_down_say_so(made: Path, capsys: pytest.Cap
         emit_arrival("http://127.0.0.1:9/api", made, "x")
 
 
+def test_an_inbox_with_a_password_in_its_url_is_kept_nowhere(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (made / "params.yaml").read_bytes()
+    said = failure(capsys, "up", "--workspace", str(made), "--inbox", "s3://key:hunter2@bucket/in")
+    assert "s3://bucket/in: its URL holds a password or key" in said
+    assert "hunter2" not in said
+    assert (made / "params.yaml").read_bytes() == before
+
+
 @pytest.mark.parametrize("command", ["up", "down"])
 def test_a_folder_that_is_no_workspace_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str

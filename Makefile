@@ -17,8 +17,8 @@ setup: $(STAMP) ## create .venv from requirements.lock (skipped while the lock i
 demo: $(STAMP) ## the whole pipeline on generated video: labels, a report and a registered model
 	@$(BIN)/mosis demo
 
-test: $(STAMP) ## the whole test suite
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## the whole test suite, a file at a time on each of up to four cores
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(STAMP) ## ruff, mypy and the import contracts
 	$(BIN)/ruff check .

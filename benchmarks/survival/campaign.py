@@ -20,8 +20,8 @@ ORPHAN_S = 15.0
 """No child of a killed flow, DVC or stage lives longer than that."""
 _APPEARS_S = 420.0
 """Longer than the watchdogs take to see that a run was never started and keeps the others waiting."""
-SPAN_S = {FLOW: 50.0, VIDEO: 20.0, RETRAIN: 90.0, SCORER: 10.0, DVC: 8.0, STAGE: 8.0, POSTGRES: 20.0}
-SPAN_S |= dict.fromkeys(SERVERS, 20.0)
+SPAN_S = {FLOW: 30.0, VIDEO: 10.0, RETRAIN: 60.0, SCORER: 8.0, DVC: 8.0, STAGE: 8.0, POSTGRES: 10.0}
+SPAN_S |= dict.fromkeys(SERVERS, 10.0)
 """A kill is at a moment drawn evenly from so long after its victim, or for servers a flow, is there."""
 
 NEW_VIDEO = {FLOW: 4, VIDEO: 4, "worker": 3, "prefect": 3, "mlflow": 2}

@@ -65,7 +65,10 @@ def build_parser() -> argparse.ArgumentParser:
         help="videos, folders of videos or of images, fsspec URLs; none: run the workspace we are in",
     )
     run.add_argument(
-        "--workspace", type=Path, metavar="DIR", help="where to work (default: workspaces/NAME OF THE FIRST SOURCE)"
+        "--workspace",
+        type=local_folder,
+        metavar="DIR",
+        help="where to work (default: workspaces/NAME OF THE FIRST SOURCE)",
     )
     run.add_argument(
         "--image-rate", type=float, metavar="HZ", help="rate of folders of images, which carry no timestamps"
@@ -80,14 +83,16 @@ def build_parser() -> argparse.ArgumentParser:
     run.set_defaults(command=run_command)
 
     init = commands.add_parser("init", help="make a workspace and change nothing else")
-    init.add_argument("folder", type=Path, metavar="DIR")
+    init.add_argument("folder", type=local_folder, metavar="DIR")
     _add_set(init)
     init.set_defaults(command=init_command)
 
     demo = commands.add_parser("demo", help="run the pipeline of the repository we are in, on generated video")
     demo.set_defaults(command=demo_command)
     status = commands.add_parser("status", help="what the next run would do, and which model is champion")
-    status.add_argument("folder", type=Path, nargs="?", default=Path(), metavar="DIR")
+    place = status.add_mutually_exclusive_group()
+    place.add_argument("folder", type=local_folder, nargs="?", metavar="DIR", help="default: the one we are in")
+    place.add_argument("--workspace", type=local_folder, metavar="DIR", help="the same")
     status.set_defaults(command=status_command)
     model_commands.add_commands(commands)
     service_commands.add_commands(commands)
@@ -101,7 +106,12 @@ def run_command(options: argparse.Namespace) -> None:
     settings = read_settings(options)
     if not options.sources:
         folder = options.workspace or Path()
-        if settings:
+        if options.workspace and "ingest.sources" in settings and not workspace.is_workspace(folder):
+            given = settings["ingest.sources"]
+            if isinstance(given, list):
+                settings["ingest.sources"] = [absolute_source(str(source)) for source in given]
+            _make_workspace(folder, {**VIDEO_DEFAULTS, **settings})
+        elif settings:
             _require_workspace(folder)
             workspace.configure(folder, settings)
         return run_pipeline(folder)
@@ -112,9 +122,15 @@ def run_command(options: argparse.Namespace) -> None:
         if workspace.configure(folder, settings):
             print(f"{folder}: params.yaml changed")
     else:
-        workspace.init(folder, {**VIDEO_DEFAULTS, **settings})
-        print(f"new workspace {folder}")
+        _make_workspace(folder, {**VIDEO_DEFAULTS, **settings})
     return run_pipeline(folder)
+
+
+def _make_workspace(folder: Path, settings: dict[str, Any]) -> None:
+    from tasks import workspace
+
+    workspace.init(folder, settings)
+    print(f"new workspace {folder}")
 
 
 def init_command(options: argparse.Namespace) -> None:
@@ -129,10 +145,11 @@ def demo_command(options: argparse.Namespace) -> None:
 
 
 def status_command(options: argparse.Namespace) -> None:
-    _require_workspace(options.folder)
+    folder = options.folder or options.workspace or Path()
+    _require_workspace(folder)
     from flows import summary
 
-    summary.print_status(options.folder.resolve())
+    summary.print_status(folder.resolve())
 
 
 def run_pipeline(folder: Path) -> None:
@@ -201,6 +218,15 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(height), int(width)
 
 
+def local_folder(text: str) -> Path:
+    """A workspace is a git repository, which a URL cannot be."""
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text}: a workspace is a folder of this machine; its outputs reach a store by `dvc push` (docs/stores.md)"
+        )
+    return Path(text)
+
+
 def _add_set(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set",
@@ -223,3 +249,7 @@ def _require_workspace(folder: Path) -> None:
 
 def _exit_on_signal(number: int, frame: FrameType | None) -> None:
     sys.exit(_TERMINATED)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

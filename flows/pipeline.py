@@ -16,7 +16,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
 from tasks import params, tracking, versioning, workspace
-from tasks.errors import MosisError, ParamsError, StageError, StorageError
+from tasks.errors import MosisError, StageError, StorageError, StoreError
 from tasks.tracking import RegisteredVersion
 from tasks.versioning import Outcome
 
@@ -56,10 +56,10 @@ def stage_task(stage: str) -> Task[[Path], StageRun]:
 
 
 def may_pass_on_retry(task: Task[..., Any], task_run: TaskRun, state: State[Any]) -> bool:
-    """Whether waiting can mend it: not a wrong parameter or a broken file, but a server that did not answer."""
+    """Whether waiting can mend it: not a wrong key, parameter or file, but a server that did not answer."""
     error = state.result(raise_on_failure=False)
     if isinstance(error, StageError):
-        return error.exit_code != ParamsError.exit_code
+        return error.exit_code == StoreError.exit_code
     return isinstance(error, StorageError) or not isinstance(error, MosisError)
 
 

@@ -25,7 +25,7 @@ _INTERRUPTED = 130
 
 
 def main(arguments: list[str]) -> int:
-    """Exit code: 0, that of the MosisError (ParamsError 2, others 1), 130 after Ctrl-C."""
+    """Exit code: 0, that of the MosisError (ParamsError 2, StoreError 3, others 1), 130 after Ctrl-C."""
     stage = arguments[0] if arguments else ""
     try:
         _check_stage(arguments)

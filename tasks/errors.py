@@ -10,6 +10,7 @@
     ├── BusyError        another process works in this workspace
     ├── StageError       a stage's own process failed; its message has been shown
     └── StorageError     disk full, not writable, remote unreachable                    (also an OSError)
+        └── StoreError   a store that failed or was silent too often: the same may succeed later
 
 `tasks.__main__` and `flows.cli` print the message in one line and exit with `exit_code`; a traceback shows only
 with MOSIS_TRACEBACK=1.
@@ -65,6 +66,10 @@ class StageError(MosisError):
 
 class StorageError(MosisError, OSError):
     pass
+
+
+class StoreError(StorageError):
+    exit_code = 3
 
 
 def explain(error: Exception, source: str) -> str:

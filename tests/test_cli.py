@@ -2,14 +2,20 @@ from __future__ import annotations
 
 import argparse
 import os
+import runpy
+import sys
 from pathlib import Path
 
 import pytest
 from ruamel.yaml import YAML
 
+from flows import cli
 from flows.cli import absolute_source, main, parse_size
+from tasks import params
 from tasks.errors import SourceError
+from tasks.params import IngestParams
 from tasks.settings import override
+from tasks.sources import open_source
 
 
 @pytest.fixture(autouse=True)
@@ -84,7 +90,11 @@ def test_a_broken_workspace_is_named_before_any_server(
 
 
 @pytest.mark.parametrize(
-    "arguments", [["run"], ["run", "--set", "train.seed=1"], ["demo"], ["status"], ["status", "gone"]]
+    "arguments",
+    [
+        *(["run"], ["run", "--set", "train.seed=1"], ["run", "--set", "ingest.sources=[synthetic]"], ["demo"]),
+        *(["status"], ["status", "gone"], ["status", "--workspace", "gone"]),
+    ],
 )
 def test_outside_of_a_workspace_it_says_how_to_get_one(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
@@ -135,3 +145,47 @@ def test_a_dataset_on_this_machine_is_no_network() -> None:
     assert not reads_network(["davis:file:///data", "davis:/data", "/data", "synthetic"])
     assert reads_network(["davis:s3://bucket/data"])
     assert reads_network(["https://host/a.mp4"])
+
+
+def test_sources_set_by_key_make_a_workspace_where_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ran: list[Path] = []
+    monkeypatch.setattr(cli, "run_pipeline", ran.append)
+    assert main(["run", "--workspace", "new", "--set", "ingest.sources=[none.mp4]"]) == 1
+    assert "none.mp4: no such file" in failure(capsys)
+    (tmp_path / "a.mp4").touch()
+    arguments = ["run", "--workspace", "new", "--set", "ingest.sources=[a.mp4]", "--set", "train.iterations=3"]
+    assert main(arguments) == 0
+    made = params.load(tmp_path / "new" / "params.yaml")
+    assert made.ingest.sources == (str(tmp_path / "a.mp4"),)
+    assert (made.train.iterations, made.evaluate.split) == (3, "all"), (
+        "one for one's own video, as of `mosis run a.mp4`"
+    )
+    assert main(["run", "--workspace", "new", "--set", "train.iterations=4"]) == 0
+    assert params.load(tmp_path / "new" / "params.yaml").train.iterations == 4
+    assert ran == [Path("new")] * 2
+
+
+def test_a_workspace_is_no_url(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["init", "s3://b/w"], ["run", "a.mp4", "--workspace", "s3://b/w"], ["status", "s3://b/w"]):
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "a workspace is a folder of this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("module", ["flows", "flows.cli"])
+def test_the_command_runs_without_its_script(module: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:  # noqa: PT012
+        patch.setattr(sys, "argv", ["mosis", "status", "gone"])
+        patch.delitem(sys.modules, module, raising=False)
+        runpy.run_module(module, run_name="__main__")
+    assert ended.value.code == 2
+    assert "gone is no workspace" in failure(capsys)
+
+
+@pytest.mark.parametrize("kind", ["davis", "nuscenes", "youtube_vis", "library"])
+def test_a_file_is_no_root_of_a_dataset(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "set.zip").touch()
+    with pytest.raises(SourceError, match=rf"{kind}:.*set\.zip: is a file: give the folder that is the dataset's root"):
+        open_source(f"{kind}:{tmp_path / 'set.zip'}", IngestParams())

@@ -20,7 +20,7 @@ import yaml
 
 from flows.cli import main
 from tasks import params, tracking, versioning, workspace
-from tasks.errors import MosisError, ParamsError, SourceError, StageError, StorageError
+from tasks.errors import MosisError, ParamsError, SourceError, StageError, StorageError, StoreError
 from tasks.versioning import Outcome
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -183,22 +183,31 @@ def test_a_source_behind_a_network_is_tried_again(
     from flows import pipeline
 
     monkeypatch.setattr(pipeline, "NETWORK_RETRY_S", (0.1,))
-    fails_once = "'test -f tried && touch made || { touch tried; exit 1; }'"
+    fails_once = "'test -f tried && touch made || { touch tried; exit 3; }'"
     folder = stub(tmp_path / "remote", fails_once, ["s3://bucket/video.mp4"])
     again = pipeline.patient(pipeline.ingest, where=pipeline.reads_network(["s3://bucket/video.mp4"]))
     assert again(folder).outcome is Outcome.RAN
 
-    for name, command, source in (("local", fails_once, "/video.mp4"), ("wrong", "touch tried$$; exit 2", "s3://b/v")):
+    for name, command, source in (("local", fails_once, "/video.mp4"), ("wrong", "touch tried$$; exit 1", "s3://b/v")):
         folder = stub(tmp_path / name, command, [source])
         with pytest.raises(StageError):
             pipeline.patient(pipeline.ingest, where=pipeline.reads_network([source]))(folder)
         assert len(list(folder.glob("tried*"))) == 1
 
 
+def stage_error(code: int) -> StageError:
+    error = StageError(f"it failed with exit code {code}")
+    error.exit_code = code
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (StageError("exit code 1"), True),
+        (stage_error(3), True),
+        (stage_error(2), False),
+        (stage_error(1), False),
+        (StoreError("the store failed"), True),
         (StorageError("MLflow does not answer"), True),
         (ConnectionError("reset"), True),
         (ParamsError("unknown key"), False),

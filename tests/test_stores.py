@@ -19,7 +19,7 @@ from store_toy import KEY, SECRET, Store, open_bucket, require_credentials, serv
 
 from tasks import ingest, params
 from tasks.clips import ClipReader, open_clips
-from tasks.errors import NothingLeftError, ParamsError, SourceError, StorageError
+from tasks.errors import NothingLeftError, ParamsError, SourceError, StorageError, StoreError
 from tasks.sources import stores
 from tasks.sources.places import Place, hide_credentials, list_files, open_local
 
@@ -121,7 +121,7 @@ def test_a_store_that_goes_on_failing_ends_the_stage(
     put("videos/good.mp4", write_video(workspace / "good.mp4", moving_square(5)).read_bytes())
     put("videos/late.mp4", CONTENT)
     store.fail(r"^GET /bucket/videos/late\.mp4", kind, 1000)
-    with pytest.raises(StorageError, match=rf"late\.mp4: the store failed, tried 3 times \(.*{reason}"):
+    with pytest.raises(StoreError, match=rf"late\.mp4: the store failed, tried 3 times \(.*{reason}"):
         run(workspace, f"s3://{BUCKET}/videos")
     assert list((workspace / "data").iterdir()) == []
     store.faults.clear()

@@ -37,7 +37,7 @@ class Job(Protocol):
 
 def open_source(url: str, params: IngestParams) -> list[Job]:
     """List what there is at `url` without decoding any of it. Raises SourceError where there is nothing."""
-    from tasks.sources.places import refuse_credentials
+    from tasks.sources.places import hide_credentials, is_local, refuse_credentials
 
     if url == "synthetic":
         from tasks.sources.synthetic import open_synthetic
@@ -48,6 +48,11 @@ def open_source(url: str, params: IngestParams) -> list[Job]:
     if kind in DATASETS:
         if not place:
             raise SourceError(f"{url}: say where it lies: {kind}:PATH or {kind}:URL (ingest.sources)")
+        if is_local(place) and Path(place).is_file() and not (kind == "youtube_vis" and place.endswith(".json")):
+            raise SourceError(
+                f"{kind}:{hide_credentials(place)}: is a file: give the folder that is the dataset's root, unpacked "
+                "(ingest.sources)"
+            )
         opener: Callable[[str, IngestParams], Sequence[Job]]
         opener = getattr(import_module(f"tasks.sources.{DATASETS[kind]}"), f"open_{kind}")
         return list(opener(place, params))

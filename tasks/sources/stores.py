@@ -23,7 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from tasks.errors import MosisError, ParamsError, SourceError, StorageError
+from tasks.errors import MosisError, ParamsError, SourceError, StoreError
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ def persist(
 
     setting, verb: what messages call the place that names this URL, and what was to be done with it.
     Raises SourceError at once where the fault lies with this place (not there, no permission, no such kind of URL), and
-    StorageError where the store has failed or been silent too often: that is no fault of a source, and a stage that
+    StoreError where the store has failed or been silent too often: that is no fault of a source, and a stage that
     went on would take part of the data for all of it.
     """
     patience = Patience.from_environment()
@@ -94,7 +94,7 @@ def persist(
         if not fault.passes:
             raise SourceError(f"{shown}: {fault.reason}")
     times = "once" if patience.attempts == 1 else f"{patience.attempts} times"
-    raise StorageError(
+    raise StoreError(
         f"{shown}: the store failed, tried {times} ({fault.reason}): run this again when it answers, or be "
         "more patient with MOSIS_STORE_ATTEMPTS and MOSIS_STORE_TIMEOUT"
     )

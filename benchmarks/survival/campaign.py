@@ -26,8 +26,8 @@ SPAN_S |= dict.fromkeys(SERVERS, 10.0)
 
 NEW_VIDEO = {FLOW: 4, VIDEO: 4, "worker": 3, "prefect": 3, "mlflow": 2}
 """Weight of each victim in the draw."""
-TRAINING = {RETRAIN: 4, STAGE: 3, DVC: 3, SCORER: 2, "worker": 1, "prefect": 1, "mlflow": 1, FLOW: 1}
-"""While versions are trained and promoted or not, and new video comes in beside that."""
+BOTH = {**NEW_VIDEO, RETRAIN: 3, STAGE: 2, DVC: 2, SCORER: 1}
+"""While versions are trained and promoted or not, too."""
 
 
 def draw(weights: Mapping[str, int], kills: int, seed: int) -> list[tuple[str, float]]:
@@ -60,8 +60,8 @@ class Campaign:
         began = time.monotonic()
         inspector = Inspector(self.farm)
         self.farm.drop(2 * self.backlog)
-        self.farm.up()
         try:
+            self.farm.up()
             for kind, delay_s in strikes:
                 if time.monotonic() > began + 60 * minutes:
                     break

@@ -78,8 +78,8 @@ def outage(farm: Farm, begin: Callable[[], None], finish: Callable[[], None]) ->
     inspector = Inspector(farm)
     found: list[Finding] = []
     farm.drop(VIDEOS)
-    farm.up()
     try:
+        farm.up()
         farm.notify()
         wait_until(lambda: farm.waiting() <= VIDEOS - 2, _PATIENCE_S)
         begin()
@@ -109,8 +109,8 @@ def all_at_once(base: Path, count: int = MANY) -> Outcome:
     farm.make()
     inspector = Inspector(farm)
     sizes: dict[str, list[float]] = {FLOW: [], VIDEO: [], "worker": []}
-    farm.up()
     try:
+        farm.up()
         farm.drop(count)
         farm.notify()
         began = time.monotonic()

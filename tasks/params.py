@@ -132,6 +132,15 @@ class TrainParams:
     """Rounds in which the network, part-way through, adds objects that the motion labels miss."""
     self_training_score: Share = 0.5
     """Score from which on a detection is added."""
+    teacher: Annotated[str, Field(min_length=1, max_length=1000)] | None = None
+    """Folder, relative to the workspace, with weights.safetensors and params.resolved.yaml of an earlier model, which
+    adds what the motion labels miss before the training. Other content needs another name, so put a digest in it."""
+    teacher_min_score: Share = 0.5
+    """Score from which on an instance of the teacher is added."""
+    teacher_min_photometric_gain: Annotated[float, Field(ge=-1, le=1)] = 0.3
+    """Least gain (docs/metrics.md) of the best frame of its track: a thing that stands still has moved some time."""
+    teacher_min_temporal_iou: Share = 0.5
+    """Least mean, over its track, of the mask IoU with the frame before."""
     validate_every: PositiveInt = 200
     """Iterations between validations (AP where there is truth), sample pictures and collapse checks."""
     validation_images: PositiveInt = 96

@@ -24,7 +24,7 @@ from models.common.instances import Instances
 from models.interface import Segmenter
 from tasks import params as parameters
 from tasks.cluster import open_executor
-from tasks.errors import MosisError, NothingLeftError
+from tasks.errors import MosisError, NothingLeftError, ParamsError
 from tasks.files import atomic_folder, atomic_path, read_json, sha256_tree, write_json
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
@@ -45,6 +45,7 @@ from tasks.training.optimise import Optimisation
 from tasks.training.own_labels import check_any, infer_round
 from tasks.training.ranks import read_rank
 from tasks.training.self_training import relabel
+from tasks.training.teacher import Teacher, Trust, add_taught, open_teacher
 
 _NO_EFFECT = ("workers", "checkpoint_every", "collapse_patience", "device")
 """Parameters that do not shape the weights: changing them does not throw away a checkpoint."""
@@ -80,9 +81,10 @@ def _train(params: Params, workspace: Path, device: torch.device, ranks: Ranks) 
     torch.manual_seed(params.train.seed)
     method = params.train.method
     model = models.METHODS[method](getattr(params.train, method), store.size)
-    fingerprint = take_fingerprint(params.train, pairs, device, ranks)
+    teacher = _find_teacher(params.train, model, workspace)
+    fingerprint = take_fingerprint(params.train, pairs, device, ranks, teacher)
     checkpoint = out / "checkpoint"
-    labels = _make_labels(params, model, store, pairs, checkpoint, fingerprint, ranks)
+    labels = _make_labels(params, model, store, pairs, checkpoint, fingerprint, ranks, teacher)
     session = _Session(params, workspace, store, model, labels, device, fingerprint, ranks)
     fitted = session.train()
     if ranks.first:
@@ -90,7 +92,9 @@ def _train(params: Params, workspace: Path, device: torch.device, ranks: Ranks) 
         shutil.rmtree(checkpoint, ignore_errors=True)
 
 
-def take_fingerprint(train: TrainParams, pairs: Path, device: torch.device, ranks: Ranks = ALONE) -> dict[str, str]:
+def take_fingerprint(
+    train: TrainParams, pairs: Path, device: torch.device, ranks: Ranks = ALONE, teacher: Teacher | None = None
+) -> dict[str, str]:
     """Named digests of all that shapes the result; a checkpoint is resumed only where every one is the same.
 
     Raises MosisError where one of several processes has other parameters or code than the first, who reads the data.
@@ -102,6 +106,7 @@ def take_fingerprint(train: TrainParams, pairs: Path, device: torch.device, rank
         "code": digest_sources(sources),
         "torch version": str(torch.__version__),
         "device": device.type,
+        **({"teacher": teacher.digest} if teacher else {}),
     }
     check_alike(ranks, own)
     return {**own, "data": ranks.share(sha256_tree([pairs]) if ranks.first else "")}
@@ -241,6 +246,17 @@ def objective(train: TrainParams) -> str:
     return str(getattr(getattr(train, train.method), "objective", train.method))
 
 
+def _find_teacher(train: TrainParams, model: Segmenter, workspace: Path) -> Teacher | None:
+    """Raises ParamsError where there is no such teacher, or the method has no use for one."""
+    if train.teacher is None:
+        return None
+    if model.needs != "labels":
+        raise ParamsError(
+            f"train.teacher: {train.method} does not learn from motion labels, which a teacher adds to: set it to null"
+        )
+    return open_teacher(train.teacher, workspace, train.device)
+
+
 def _make_labels(
     params: Params,
     model: Segmenter,
@@ -249,6 +265,7 @@ def _make_labels(
     checkpoint: Path,
     fingerprint: dict[str, str],
     ranks: Ranks,
+    teacher: Teacher | None,
 ) -> Labels | None:
     """Those to begin with, if any. The first process makes them, the others find them."""
     train = params.train
@@ -266,11 +283,19 @@ def _make_labels(
             shutil.rmtree(stale, ignore_errors=True)
     with open_executor(params.compute) as executor:
         labels = label_train_clips(pairs, store, train.motion_labels, folder, workers=train.workers, executor=executor)
+    if teacher is not None:
+        taught = folder.with_name(f"{folder.name}-taught-{_digest(fingerprint)[:12]}")
+        labels = add_taught(labels, teacher, store, _trust(train), taught)
     if ranks.first:
         ranks.wait()
         how = "found again" if labels.reused else f"made in {labels.seconds:.0f} s"
-        _say(f"{labels.store.count} labels on {labels.images} frames, {how}")
+        by_teacher = f", {labels.added} of them by the teacher" if teacher else ""
+        _say(f"{labels.store.count} labels on {labels.images} frames, {how}{by_teacher}")
     return labels
+
+
+def _trust(train: TrainParams) -> Trust:
+    return Trust(train.teacher_min_score, train.teacher_min_photometric_gain, train.teacher_min_temporal_iou)
 
 
 def _take_truth(store: FrameStore, ranks: Ranks) -> Labels:
@@ -315,6 +340,9 @@ def _publish(session: _Session, fitted: Fitted, out: Path) -> None:
 def _summarise(session: _Session, fitted: Fitted) -> dict[str, Any]:
     train, labels, frames = session.params.train, session.labels, session.frames
     made = None if labels is None else {"count": labels.store.count, "images": labels.images, "seconds": labels.seconds}
+    teacher = None
+    if labels is not None and train.teacher is not None:
+        teacher = {"sha256": session.fingerprint["teacher"], "folder": train.teacher, "added": labels.added}
     return {
         "method": train.method,
         "objective": objective(train),
@@ -326,6 +354,7 @@ def _summarise(session: _Session, fitted: Fitted) -> dict[str, Any]:
         "peak_mib": round(fitted.peak_mib, 1),
         "device": session.device.type,
         "labels": made,
+        "teacher": teacher,
         "validation": {"split": frames.split, "images": len(frames.rows), **_numbers(session.validation)},
         "run_id": session.tracker.run_id,
         "fingerprint": session.fingerprint,

@@ -30,6 +30,7 @@ from tasks.params import Params
 from tasks.predict import Predictor
 from tasks.training import labelling, validation
 from tasks.training.history import History
+from tests.registered_toy import write_outputs
 
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
@@ -113,6 +114,39 @@ def test_own_labels_are_inferred_in_rounds_and_found_again_after_a_stop(
 def test_self_training_adds_labels_on_the_way(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train.run(tiny_params(self_training=1, self_training_score=0.0), workspace)
     assert "labels added" in capsys.readouterr().err
+
+
+def taught_params(**changes: Any) -> Params:
+    """The teacher's few best of each frame are added where they are seen twice."""
+    trust = {"teacher_min_score": 0.53, "teacher_min_photometric_gain": -1, "teacher_min_temporal_iou": 0}
+    return tiny_params(iterations=2, teacher=".mosis/teacher/one", **trust, **changes)
+
+
+def test_a_teacher_adds_labels_before_the_training_and_is_on_record(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    teacher, out = workspace / ".mosis" / "teacher" / "one", workspace / "outputs" / "train"
+    with pytest.raises(ParamsError, match="teacher"):
+        train.run(taught_params(), workspace)
+    assert not out.exists()  # before any work
+    write_outputs(workspace)
+    out.rename(teacher.parent.mkdir(parents=True) or teacher)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train._Session, "train", lambda _: sys.exit("killed"))
+        with pytest.raises(SystemExit):
+            train.run(taught_params(), workspace)
+    monkeypatch.setattr("tasks.training.teacher.teach", None)  # what was made before the kill is found again
+    train.run(taught_params(), workspace)
+    summary = read_json(out / "summary.json")
+    assert summary["labels"]["count"] > summary["teacher"]["added"] > 0
+    assert summary["teacher"]["sha256"] == summary["fingerprint"]["teacher"]
+    assert f"{summary['teacher']['added']} of them by the teacher" in capsys.readouterr().err
+
+
+def test_who_learns_from_no_labels_has_no_use_for_a_teacher(workspace: Path) -> None:
+    with pytest.raises(ParamsError, match="set it to null"):
+        train.run(taught_params(mosis={"objective": "literal"}), workspace)
 
 
 def test_outputs_are_those_of_the_architecture(workspace: Path) -> None:

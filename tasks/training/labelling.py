@@ -23,12 +23,15 @@ from tasks.pool import map_unordered
 
 @dataclass(frozen=True)
 class Labels:
-    """images: frames with at least one label. seconds: what making them took, whenever that was."""
+    """images: frames with at least one label. seconds: what making them took, whenever that was. added: by a teacher,
+    `tasks.training.teacher`.
+    """
 
     store: LabelStore
     images: int
     seconds: float
     reused: bool
+    added: int = 0
 
 
 @dataclass(frozen=True)

@@ -303,7 +303,10 @@ def _reproduce(stage: str) -> int:
     for hints in ("dvc.repo.scm_context", "dvc.dvcfile"):  # "To track the changes with git, run ..." after every stage
         logging.getLogger(hints).setLevel(logging.WARNING)
     try:
-        with Repo() as repo:
+        with Repo() as repo, repo.lock:
+            pass  # that another is at work is said at once
+        # But at the end of a stage, which may have taken hours, DVC waits for the lock as long as it takes.
+        with Repo(_wait_for_lock=True) as repo:
             changed = repo.reproduce(stage, single_item=True)
     except DvcException as error:
         cause = error.__cause__ or error

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -292,6 +294,39 @@ def test_settings_of_a_round_leave_what_people_chose(tmp_path: Path) -> None:
         "pairs.train_share",
         "pairs.val_share",
     }
+
+
+SLOW_STAGE = """\
+stages:
+  train:
+    cmd: touch began && until test -e go; do sleep 0.1; done; echo x >> outcome
+    outs: [outcome]
+"""
+
+
+def test_a_long_training_is_not_lost_where_new_video_is_pushed_as_it_ends(home: Path, tmp_path: Path) -> None:
+    """DVC frees its lock while a stage works and takes it again at the end. By itself it waits three seconds for that,
+    fails, and the next run trains anew.
+    """
+    from dvc.repo import Repo
+
+    folder = tmp_path / "workspace"
+    subprocess.run(["git", "init", "--quiet", folder], check=True)
+    versioning.init(folder)
+    (folder / "dvc.yaml").write_text(SLOW_STAGE)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        training = pool.submit(versioning.run_stage, folder, "train")
+        while not (folder / "began").is_file():
+            assert not training.done()
+            time.sleep(0.05)
+        with Repo(folder).lock:
+            (folder / "go").touch()
+            time.sleep(8)
+            assert not training.done()
+        assert training.result(60) is versioning.Outcome.RAN
+    assert versioning.run_stage(folder, "train") is versioning.Outcome.UNCHANGED
+    with Repo(folder).lock, pytest.raises(BusyError):  # to begin with, it says at once that another is at work
+        versioning.run_stage(folder, "train")
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no JSON", '{"format": 1, "revision": 3, "minutes": 1}'])

@@ -126,7 +126,7 @@ class Scoring:
         self._write_detections(image_id, reader.info.clip_id, index, found, rles)
         if truth is not None:
             truth_rles = encode_masks(truth.masks)
-            self.scores.add_frame(image_id, frame, found, truth, rles, truth_rles)
+            self.scores.add_frame(image_id, frame, found, truth, rles, truth_rles, void=reader.void(index))
             # Best score first, so that the confident ones are the first of all.
             scores = confident.scores.tolist()
             fit = fit_frame(rles[: len(scores)], scores, truth_rles)

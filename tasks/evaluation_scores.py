@@ -55,14 +55,18 @@ class TruthScores:
         truth: Instances,
         rles: list[RLE],
         true_rles: list[RLE],
+        *,
+        void: RLE | None = None,
     ) -> None:
-        """frame: (H, W, 3) uint8 RGB; found and truth in its pixels, with their masks encoded."""
+        """frame: (H, W, 3) uint8 RGB; found and truth in its pixels, with their masks encoded. void: pixels that the
+        truth says nothing of; DAVIS' scores leave them out, the others know no such thing.
+        """
         assert self._entry is not None
         self.coco.process(image_id, found, truth, prediction_rles=rles, truth_rles=true_rles)
         if not self._entry.exhaustive:
             self._best.process(_encode(found, rles), _encode(truth, true_rles), score_cut=self._cut)
         if self._clip is not None:
-            self._clip.add_frame(frame, found, truth, rles, true_rles)
+            self._clip.add_frame(frame, found, truth, rles, true_rles, void)
 
     def finish_clip(self) -> None:
         """Score what goes over the whole clip."""
@@ -71,8 +75,9 @@ class TruthScores:
         name, size, frames = self._entry.clip_id, (self._entry.height, self._entry.width), self._clip.frames
         found, truth = self._clip.found.tracks(frames), self._clip.truth.tracks(frames)
         self._tracks.process(name, size, found, truth, frames=frames)
-        self._unsupervised.process(name, size, found, truth, frames=frames)
-        self._single.process(name, size, self._clip.confident(found, self._cut), truth, frames=frames)
+        confident, void = self._clip.confident(found, self._cut), self._clip.void
+        self._unsupervised.process(name, size, found, truth, void, frames=frames)
+        self._single.process(name, size, confident, truth, void, frames=frames)
         self._videos += 1
         self._sources[name] = self._entry.source
         self._clip = None
@@ -141,13 +146,21 @@ class _ClipTracks:
     def __init__(self) -> None:
         self.frames = 0
         self.found, self.truth = _Tracks(), _Tracks()
+        self.void: list[RLE | None] = []
         self._linker = TrackLinker(min_iou=LINK_IOU)
 
     def add_frame(
-        self, frame: np.ndarray, found: Instances, truth: Instances, rles: Sequence[RLE], true_rles: Sequence[RLE]
+        self,
+        frame: np.ndarray,
+        found: Instances,
+        truth: Instances,
+        rles: Sequence[RLE],
+        true_rles: Sequence[RLE],
+        void: RLE | None,
     ) -> None:
         self.found.add(self.frames, self._linker.link(frame, found), rles)
         self.truth.add(self.frames, truth, true_rles)
+        self.void.append(void)
         self.frames += 1
 
     def confident(self, tracks: Sequence[MaskTrack], cut: float) -> list[MaskTrack]:

@@ -120,14 +120,12 @@ def encode_rgb(frame: np.ndarray | bytes | Encoded, *, jpeg_quality: int | None,
     return _encode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, jpeg_quality]), ".jpg"
 
 
-def decode_labels(
-    data: bytes, *, size: tuple[int, int] | None = None, void: int | None = None, where: str
-) -> np.ndarray:
+def decode_labels(data: bytes, *, size: tuple[int, int] | None = None, where: str) -> np.ndarray:
     """(H, W) uint8, uint16 or int32: the ids that a mask picture (PNG, BMP, PGM or PPM) has in its pixels.
 
     Of a palette picture the indices, of a grey one the levels (8 or 16 bit); of a coloured one the level where red,
-    green and blue are equal, else 256 + 65536 red + 256 green + blue. Alpha is dropped. void: the index of a palette
-    that becomes 0. size: (height, width) that the header must claim.
+    green and blue are equal, else 256 + 65536 red + 256 green + blue. Alpha is dropped. size: (height, width)
+    that the header must claim.
     """
     header = read_header(data, where=where)
     if size is not None and header.size != size:
@@ -144,8 +142,6 @@ def decode_labels(
         raise
     except _BROKEN_PICTURE:
         raise DataError(f"{where}: the picture is cut short or damaged") from None
-    if mode == "P" and void is not None:
-        return np.where(pixels == void, 0, pixels).astype(np.uint8)
     if mode in ("P", "L", "1", *_EXACT_16_BIT):
         return pixels.astype(np.uint8) if pixels.dtype == bool else pixels
     if mode == "LA":

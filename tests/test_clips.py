@@ -19,7 +19,7 @@ from conftest import claim_png_size
 from pycocotools import mask as coco_mask
 
 from tasks import picture_codec
-from tasks.clips import ClipReader, ClipWriter, archive, make_clip_id, open_clips, write_manifest
+from tasks.clips import VOID, ClipReader, ClipWriter, archive, make_clip_id, open_clips, write_manifest
 from tasks.errors import DataError
 
 HEIGHT, WIDTH = 6, 8
@@ -145,6 +145,38 @@ def test_a_clip_may_be_named_at_its_end(tmp_path: Path) -> None:
     second.discard()
     assert os.listdir(later) == os.listdir(named)
     assert second.entry.path.read_bytes() == first.entry.path.read_bytes()
+
+
+def test_void_of_some_frames(tmp_path: Path) -> None:
+    mask = np.zeros((HEIGHT, WIDTH), bool)
+    mask[2, 3] = True
+    with ClipWriter(tmp_path, clip_id="0" * 16, source="s", source_sha256="h") as writer:
+        for index, masks in enumerate([{1: mask, VOID: mask}, {VOID: np.zeros_like(mask)}, None, {}]):
+            writer.add(pictures(1)[0], index, masks=masks)
+    with ClipReader(writer.entry.path) as clip:
+        void = clip.void(0)
+        assert void is not None
+        np.testing.assert_array_equal(picture_codec.decode_rle(void, (HEIGHT, WIDTH), where="v"), mask)
+        assert [clip.void(index) for index in range(1, 4)] == [None] * 3
+        assert clip.truth_masks(0)[1].tolist() == [1]
+    with ClipReader(write_clip(tmp_path).entry.path) as clip:
+        assert clip.void(0) is None
+
+
+@pytest.mark.parametrize(
+    ("void", "reason"),
+    [([None], "does not fit 3 frames"), (5, "layout"), ([{"size": [6, 8], "counts": "01"}] * 3, "do not fill")],
+)
+def test_void_that_does_not_fit_is_refused(tmp_path: Path, void: Any, reason: str) -> None:
+    path = write_clip(tmp_path).entry.path
+    with zipfile.ZipFile(path) as old:
+        entries = {name: old.read(name) for name in old.namelist()}
+    entries["annotations.json"] = json.dumps({**json.loads(entries["annotations.json"]), "void": void}).encode()
+    with zipfile.ZipFile(path, "w") as new:
+        for name, data in entries.items():
+            new.writestr(name, data)
+    with pytest.raises(DataError, match=reason), ClipReader(path) as clip:
+        clip.void(0)
 
 
 def test_a_clip_that_gets_no_name_leaves_nothing(tmp_path: Path) -> None:

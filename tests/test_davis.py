@@ -15,10 +15,12 @@ from conftest import claim_png_size
 from PIL import Image
 
 from tasks import ingest, params, picture_codec
-from tasks.clips import ClipEntry, ClipReader, open_clips
+from tasks.clips import VOID, ClipEntry, ClipReader, open_clips
 from tasks.errors import DataError, MosisError, ParamsError, SourceError
 from tasks.params import IngestParams
 from tasks.sources import open_source
+from tasks.sources.davis.truth import FolderTruth, MaskFile, Meaning
+from tasks.sources.places import Place
 
 
 def run(workspace: Path, url: Path | str, **settings: Any) -> dict[str, ClipEntry]:
@@ -81,6 +83,30 @@ def test_davis_2017_and_its_splits(workspace: Path) -> None:
     void = run(workspace, root, annotations="Annotations_unsupervised")["dogs-jump"]
     assert void.clip_id != before
     expect(truth(void, 0), of_ids(0))
+    with ClipReader(void.path) as clip:
+        rle = clip.void(3)
+        assert rle is not None
+        np.testing.assert_array_equal(
+            picture_codec.decode_rle(rle, mini.SIZE, where="void"), mini.labels(0, void=True) == 255
+        )
+    merged = run(workspace, root, annotations="Annotations_unsupervised", merge=True)["dogs-jump"]
+    with ClipReader(merged.path) as clip:
+        assert clip.void(0) is not None
+        assert list(truth(merged, 0) or ()) == [1]
+
+
+def test_grey_pictures_have_no_void(tmp_path: Path) -> None:
+    """0/255 is an object there."""
+    for suffix, write in (
+        ("palette", mini.write_palette),
+        ("grey", lambda path, ids: mini.save(path, Image.fromarray(ids))),
+    ):
+        path = tmp_path / f"{suffix}.png"
+        write(path, mini.labels(0, void=True))
+        files = {0: (MaskFile(Place(str(path), str(path)), 1),)}
+        found = FolderTruth(files, Meaning.IDS).masks(0, mini.SIZE, tmp_path)
+        assert found is not None
+        assert sorted(found) == ([VOID, 1, 2] if suffix == "palette" else [1, 2, 255])
 
 
 def test_objects_that_move_jointly_are_one(workspace: Path) -> None:
@@ -300,9 +326,8 @@ def test_kinds_of_mask_pictures(tmp_path: Path) -> None:
     mini.write_palette(path, ids)
     decode = picture_codec.decode_labels
     np.testing.assert_array_equal(decode(path.read_bytes(), where="m"), ids)
-    np.testing.assert_array_equal(decode(path.read_bytes(), void=255, where="m"), mini.labels(0))
     grey = Image.fromarray(ids)
-    np.testing.assert_array_equal(decode(encode(grey, path), void=255, where="m"), ids)
+    np.testing.assert_array_equal(decode(encode(grey, path), where="m"), ids)
     with_alpha = Image.merge("LA", (grey, Image.new("L", grey.size, 7)))
     np.testing.assert_array_equal(decode(encode(with_alpha, path), where="m"), ids)
     np.testing.assert_array_equal(decode(encode(with_alpha.convert("RGBA"), path), where="m"), ids)

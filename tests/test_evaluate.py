@@ -18,7 +18,7 @@ from conftest import moving_square
 from models.common.instances import Instances
 from tasks import evaluate
 from tasks import params as parameters
-from tasks.clips import ClipEntry, ClipWriter, write_manifest
+from tasks.clips import VOID, ClipEntry, ClipWriter, write_manifest
 from tasks.errors import DataError, NothingLeftError
 from tasks.evaluation_frames import choose_frames, read_splits
 from tasks.formats.rle import encode_masks
@@ -85,6 +85,24 @@ def test_video_s_own_scores_where_the_truth_has_them(tmp_path: Path) -> None:
     shown = further_scores(metrics)
     assert shown["tracks, AP"] == pytest.approx(1)
     assert shown["objects, J&F"] == pytest.approx(1)
+
+
+def test_what_is_found_in_void_costs_no_j_nor_f(tmp_path: Path) -> None:
+    """The truth says nothing of the square's right half: what finds it all is as good as what finds the left half."""
+    writer = ClipWriter(
+        tmp_path, clip_id="b" * 16, source="b", source_sha256="b" * 64, lossless=True, split="test", exhaustive=False
+    )
+    with writer:
+        for index, frame in enumerate(moving_square(6)):
+            square = frame[..., 0] > 128
+            right = square & (np.arange(square.shape[1]) >= np.flatnonzero(square.any(0))[8])
+            writer.add(frame, 41_667 * index, masks={1: square & ~right, VOID: right})
+    choice = choose_frames([writer.entry], {writer.entry.clip_id: "test"}, "test", None)
+    metrics = evaluate.evaluate(find_orange, choice, SETTINGS, tmp_path / "out")
+    for task in ("single", "unsupervised"):
+        assert metrics["davis"][task]["J&F"]["mean"] == pytest.approx(1)
+    assert metrics["instances"] == 6, "void is no object"
+    assert metrics["mask"]["AP75"] == pytest.approx(0), "COCO's measure knows no void"
 
 
 def test_a_track_that_is_lost_and_found_under_the_cut_costs_what_it_should(tmp_path: Path) -> None:

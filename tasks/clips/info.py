@@ -19,6 +19,8 @@ from tasks.errors import DataError
 
 FORMAT = 1
 MAX_FRAMES = 1_000_000
+VOID = -(2**63) - 1
+"""In the place of a track's id, which it can never be: pixels that the truth says nothing of."""
 _CLIP_ID = re.compile(r"[0-9a-f]{16}")
 
 

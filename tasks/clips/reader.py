@@ -37,7 +37,10 @@ class ClipReader:
             self.info = parse_info(self._json("clip.json"), str(self.path))
             self._suffixes = self._find_frames()
             self._annotated = frozenset(annotated_frames(self.info))
-            self._tracks = self._read_tracks() if self.info.truth else None
+            self._tracks: list[tuple[int, list[Any]]] | None = None
+            self._void: list[Any] = []
+            if self.info.truth:
+                self._tracks, self._void = self._read_annotations()
         except BaseException:
             self._zip.close()
             raise
@@ -91,6 +94,15 @@ class ClipReader:
             mask[...] = picture_codec.decode_rle(rle, size, where=where)
         return masks, np.array([track_id for track_id, _ in found], np.int64)
 
+    def void(self, index: int) -> dict[str, Any] | None:
+        """The pixels of one frame that its truth says nothing of, run-length encoded; None where there are none."""
+        index = self._check_index(index)
+        rle = self._void[index] if self._void else None
+        if rle is None:
+            return None
+        where = f"{self.path}: annotations.json, void of frame {index}"
+        return picture_codec.check_rle(rle, (self.info.height, self.info.width), where=where)
+
     def flow(self, index: int) -> np.ndarray | None:
         """True optical flow of frame index to index + 1: (H, W, 2) float32, NaN where unknown; None: not stored."""
         index = self._check_index(index)
@@ -136,13 +148,17 @@ class ClipReader:
             suffixes.append(suffix)
         return suffixes
 
-    def _read_tracks(self) -> list[tuple[int, list[Any]]]:
+    def _read_annotations(self) -> tuple[list[tuple[int, list[Any]]], list[Any]]:
+        """Tracks by id, and void by frame: empty where the clip has none."""
         document = self._json("annotations.json")
         try:
             tracks = [(int(track["track_id"]), list(track["rles"])) for track in document["tracks"]]
-        except (TypeError, KeyError, ValueError, OverflowError):
+            void = list(document.get("void", ()))
+        except (TypeError, KeyError, ValueError, OverflowError, AttributeError):
             raise DataError(f"{self.path}: annotations.json does not have the layout of a clip") from None
         for track_id, rles in tracks:
             if len(rles) != len(self) or not -(2**63) <= track_id < 2**63:
                 raise DataError(f"{self.path}: annotations.json: track {track_id} does not fit {len(self)} frames")
-        return tracks
+        if len(void) not in (0, len(self)):
+            raise DataError(f"{self.path}: annotations.json: void does not fit {len(self)} frames")
+        return tracks, void

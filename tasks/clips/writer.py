@@ -15,7 +15,17 @@ import numpy as np
 
 from tasks import picture_codec
 from tasks.clips.archive import StoredArchive
-from tasks.clips.info import FORMAT, MAX_FRAMES, ClipEntry, ClipInfo, dump_json, is_clip_id, median_rate_hz, to_entry
+from tasks.clips.info import (
+    FORMAT,
+    MAX_FRAMES,
+    VOID,
+    ClipEntry,
+    ClipInfo,
+    dump_json,
+    is_clip_id,
+    median_rate_hz,
+    to_entry,
+)
 from tasks.errors import DataError
 from tasks.files import TEMPORARY_PREFIX, atomic_path, storage_errors
 
@@ -61,6 +71,7 @@ class ClipWriter:
         self._size: tuple[int, int] | None = None
         self._timestamps_us: list[int] = []
         self._tracks: dict[int, dict[int, dict[str, Any]]] = {}
+        self._void: dict[int, dict[str, Any]] = {}
         self._annotated: list[int] = []
         self._stack = contextlib.ExitStack()
 
@@ -120,7 +131,8 @@ class ClipWriter:
         """Append one frame.
 
         frame: (H, W, 3) uint8 RGB, or the bytes of an 8-bit JPEG or PNG, kept as they are.
-        masks: track id -> (H, W) bool; {}: nothing in this frame; None: this frame has no ground truth.
+        masks: track id -> (H, W) bool; {}: nothing in this frame; None: this frame has no ground truth. Under VOID, the
+            pixels that the truth says nothing of.
         flow: (H, W, 2) float32 pixels of this frame to the next, NaN where unknown.
         """
         index = len(self._timestamps_us)
@@ -140,7 +152,8 @@ class ClipWriter:
             for track_id, mask in sorted(masks.items()):
                 self._check_size(mask.shape, index)
                 if mask.any():
-                    self._tracks.setdefault(int(track_id), {})[index] = picture_codec.encode_rle(mask)
+                    seen = self._void if track_id == VOID else self._tracks.setdefault(int(track_id), {})
+                    seen[index] = picture_codec.encode_rle(mask)
         if flow is not None:
             self._check_size(flow.shape[:2], index)
             self._archive.add(f"flow/{index:06d}.png", picture_codec.encode_flow(flow))
@@ -166,7 +179,9 @@ class ClipWriter:
                 {"track_id": track_id, "rles": [rles.get(index) for index in frames]}
                 for track_id, rles in sorted(self._tracks.items())
             ]
-            self._archive.add("annotations.json", dump_json({"tracks": tracks}))
+            void = [self._void.get(index) for index in frames]
+            document = {"tracks": tracks, **({"void": void} if self._void else {})}
+            self._archive.add("annotations.json", dump_json(document))
         self._tracks.clear()
 
     def _finish(self, identity: _Identity) -> None:

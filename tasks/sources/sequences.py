@@ -44,7 +44,8 @@ class Truth(Protocol):
         """Stands for its content: other truth makes other clips."""
 
     def masks(self, number: int, size: tuple[int, int], folder: Path) -> Mapping[int, np.ndarray] | None:
-        """Track id -> (H, W) bool of size `size` in the picture of that number; None where it has no truth.
+        """Track id -> (H, W) bool of size `size` in the picture of that number; None where it has no truth. Under
+        tasks.clips.VOID, pixels of which nothing is known.
 
         folder: for copies of remote files. Raises DataError or SourceError where the truth cannot be used.
         """

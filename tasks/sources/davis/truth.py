@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks import picture_codec
+from tasks.clips import VOID
 from tasks.errors import DataError, SourceError
 from tasks.files import TEMPORARY_PREFIX
 from tasks.sources.loading import read_bytes
@@ -32,7 +33,7 @@ _WHITE = 255
 class Meaning(enum.Enum):
     """What the values in a mask picture say.
 
-    IDS: 0 is background, every other value an object, index 255 of a palette is void.
+    IDS: 0 is background, every other value an object; index 255 of a palette is void: neither, and no score counts it.
     OBJECT: whatever is not 0 is the one object of its file.
     REGIONS: as IDS without void, and the background is black or white, whichever more of the sequence's borders are.
     """
@@ -56,7 +57,7 @@ class FolderTruth:
 
     files: of the pictures by number; a picture without any is not annotated, one whose masks are empty shows no object.
     merge: all objects count as one. groups: of ids that count as one object, which takes the smallest of them.
-    Void pixels are in no mask: they count as background. Objects that are not labelled may be in view.
+    Objects that are not labelled may be in view.
     """
 
     files: Mapping[int, tuple[MaskFile, ...]]
@@ -92,7 +93,7 @@ class FolderTruth:
         names = {one: min(group) for group in self.groups for one in group}
         for file in files:
             for object_id, mask in self._objects(file, size, folder).items():
-                name = 1 if self.merge else names.get(object_id, object_id)
+                name = VOID if object_id == VOID else 1 if self.merge else names.get(object_id, object_id)
                 found[name] = found[name] | mask if name in found else mask
         return found
 
@@ -101,15 +102,22 @@ class FolderTruth:
         if self.meaning is Meaning.OBJECT:
             return {file.object_id: labels > 0} if labels.any() else {}
         background = self._find_background(folder) if self.meaning is Meaning.REGIONS else 0
-        ids = [int(value) for value in np.unique(labels) if value != background]
+        void = self._void(file, folder)
+        ids = [int(value) for value in np.unique(labels) if value not in (background, void)]
         if len(ids) > MAX_OBJECTS or len(ids) * labels.size > MAX_MASK_PIXELS:
             raise DataError(f"{_name(file)}: has {len(ids)} different values: not a picture of objects' ids")
-        return {value or _WHITE: labels == value for value in ids}  # 0 is an object only on white
+        found = {value or _WHITE: labels == value for value in ids}  # 0 is an object only on white
+        if void is not None and (unknown := labels == void).any():
+            found[VOID] = unknown
+        return found
 
     def _labels(self, file: MaskFile, size: tuple[int, int] | None, folder: Path) -> np.ndarray:
-        void = _VOID if self.meaning is Meaning.IDS else None
-        data = self._read(file.place, folder)
-        return picture_codec.decode_labels(data, size=size, void=void, where=_name(file))
+        return picture_codec.decode_labels(self._read(file.place, folder), size=size, where=_name(file))
+
+    def _void(self, file: MaskFile, folder: Path) -> int | None:
+        """The value of void pixels, which only pictures with a palette have."""
+        header = picture_codec.read_header(self._read(file.place, folder), where=_name(file))
+        return _VOID if self.meaning is Meaning.IDS and header.mode == "P" else None
 
     def _find_background(self, folder: Path) -> int:
         """0 or white. FBMS-59 uses the one in some sequences and the other in others."""

@@ -29,7 +29,7 @@ from tasks.params import Params
 from tasks.promotion import ledger, rounds
 from tasks.promotion.ledger import Record
 from tasks.promotion.rounds import Round
-from tasks.tracking import CHALLENGER, REGISTERED_NAME, RegisteredVersion
+from tasks.tracking import CHALLENGER, RegisteredVersion
 
 if TYPE_CHECKING:  # imports torch, which a run that finds nothing to do is spared
     from tasks.promotion.scoring import Plan
@@ -124,8 +124,10 @@ def make_task(name: str) -> Callable[[Callable[..., R]], Task[..., R]]:
 @make_task("freeze")
 def freeze(workspace: Path, settings: Params, one: Round) -> Params:
     """The settings of the round, in params.yaml from here on."""
-    if one.teacher is None and settings.service.self_training and hasattr(settings.train, "teacher"):
-        one = dataclasses.replace(one, teacher=take_teacher(workspace))
+    if one.teacher is None and settings.service.self_training:
+        from tasks.promotion import trial
+
+        one = dataclasses.replace(one, teacher=trial.take_teacher(workspace))
     rounds.freeze(workspace, settings, one)
     workspaces.refresh_code(workspace)
     get_run_logger().info("training data: library as of %s, %.1f new minutes", one.revision, one.minutes)
@@ -193,17 +195,6 @@ def finish(workspace: Path) -> list[Record]:
     from tasks.promotion import trial
 
     return trial.carry_out_pending(workspace)
-
-
-def take_teacher(workspace: Path) -> str | None:
-    """The champion's files in a folder of the workspace, checked; None where there is no champion."""
-    champion = tracking.find_champion(workspace)
-    if champion is None:
-        return None
-    from tasks import model_store
-
-    with model_store.fetch_files(f"models:/{REGISTERED_NAME}/{champion.version}", workspace) as (found, folder):
-        return rounds.keep_teacher(workspace, folder, found.tags["package_sha256"])
 
 
 def show(workspace: Path, record: Record) -> None:

@@ -1,13 +1,31 @@
-"""The gate by hand: which figures promote a challenger, which do not, and what is said of it."""
+"""The gate by hand: which figures promote a challenger, and what is said of it; and the scores that it is given."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
+import models
+from models.common.instances import Instances
+from tasks import params
+from tasks.clips import ClipEntry
+from tasks.errors import DataError
+from tasks.gallery import Gallery
+from tasks.predict import Predictor
+from tasks.promotion import canary, scoring
 from tasks.promotion.gate import Decision, Scores, decide
+from tasks.promotion.scoring import Plan
 from tasks.service_params import GateParams
+from tests.challenger_toy import CANARY
+from tests.clip_toy import find_orange, make_clip
+from tests.conftest import moving_square
 
 GATE = GateParams(canary_drop=0.02, gain_drop=0.02, temporal_iou_drop=0.03, empty_share_rise=0.05)
 FIGURES: dict[str, float | None] = {
@@ -123,6 +141,14 @@ def test_what_the_champion_sees_nothing_in_needs_not_be_seen_by_the_challenger()
     assert not decide(canary_only(), scores(faults={"canary": "nothing anywhere"}), GATE).promoted
 
 
+def test_what_a_collapsed_champion_reaches_is_no_bar() -> None:
+    """One mask over everything has a temporal IoU of 1."""
+    collapsed = scores(faults={**SOUND, "held_out": "one mask for everything"}, temporal_iou=1.0, empty_share=0.0)
+    assert decide(collapsed, scores(empty_share=0.2), GATE).promoted
+    assert decide(collapsed, scores(canary_mask_AP=0.4), GATE).rule == "canary_mask_AP"
+    assert decide(collapsed, scores(temporal_iou=math.nan), GATE).rule == "temporal_iou"
+
+
 def test_small_losses_do_not_add_up_over_the_rounds() -> None:
     slipped = scores(canary_mask_AP=0.485)
     assert decide(scores(), slipped, GATE).promoted
@@ -131,3 +157,145 @@ def test_small_losses_do_not_add_up_over_the_rounds() -> None:
     decision = decide(slipped, again, GATE, best_before={"canary_mask_AP": 0.5})
     assert (decision.promoted, decision.rule) == (False, "canary_mask_AP")
     assert "0.500" in next(one.note for one in decision.rules if one.name == "canary_mask_AP")
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> list[ClipEntry]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(canary, "VIDEOS", CANARY)
+        return canary.make_canary(tmp_path_factory.mktemp("workspace"))
+
+
+@pytest.fixture
+def plan(clips: list[ClipEntry], tmp_path: Path) -> Plan:
+    """A canary of flat objects, and a held-out clip of an orange square that moves."""
+    held_out = make_clip(tmp_path, "a", moving_square(6))
+    on_canary = tuple((entry, tuple(range(entry.frames))) for entry in clips)
+    return Plan(on_canary, ((held_out, (0, 1, 3, 4)),), 0.02, 0.4, 4, "cpu")
+
+
+class Model:
+    """What `score_model` reads of a LoadedModel."""
+
+    def __init__(self, predict: Any) -> None:
+        self.predict = predict
+
+
+def measure(predict: Any, plan: Plan, folder: Path) -> tuple[Scores, list[dict[str, str]], Gallery]:
+    gallery = Gallery(folder / "pictures")
+    figures, faults, set_aside = scoring.score_model(Model(predict), plan, gallery)  # type: ignore[arg-type]
+    return Scores(figures, faults), set_aside, gallery
+
+
+def find_different(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+    """What differs from the most common colour of a frame: right on the canary and on the held-out clip."""
+    found = []
+    for frame in frames:
+        ground = np.median(frame.reshape(-1, 3), axis=0)
+        mask = torch.from_numpy(np.abs(frame - ground).sum(-1) > 60)
+        found.append(Instances.from_masks(mask[None], torch.tensor([0.9])))
+    return found
+
+
+def find_everywhere(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+    return [Instances.from_masks(torch.ones(1, *frame.shape[:2]).bool(), torch.tensor([0.9])) for frame in frames]
+
+
+def find_nothing(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+    return [found[:0] for found in find_everywhere(frames, threshold)]
+
+
+def find_one_place(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+    found = find_everywhere(frames, threshold)
+    for instances in found:
+        instances.masks[:, instances.size[0] // 2 :] = False
+    return found
+
+
+def find_no_number(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+    return [found.with_scores(torch.full_like(found.scores, math.nan)) for found in find_different(frames, threshold)]
+
+
+def test_scores_of_a_model_that_is_right(plan: Plan, tmp_path: Path) -> None:
+    scores, set_aside, gallery = measure(find_different, plan, tmp_path)
+    assert scores.faults == {"canary": None, "held_out": None}
+    assert scores.figures["canary_mask_AP"] > 0.7  # type: ignore[operator]
+    assert scores.figures["temporal_iou"] > 0.7  # type: ignore[operator]
+    assert (scores.figures["empty_share"], scores.figures["held_out_frames"]) == (0, 4)
+    assert set_aside == []
+    assert [one["kind"] for one in gallery.entries] == ["canary"] * 2 + ["held_out"] * 4
+    assert all((tmp_path / one["file"]).is_file() for one in gallery.entries)
+
+
+@pytest.mark.parametrize(
+    ("predict", "fault"),
+    [
+        (find_everywhere, "one mask for everything"),
+        (find_nothing, "nothing anywhere"),
+        (find_one_place, "the same mask on every image"),
+    ],
+)
+def test_a_collapsed_model_is_refused(plan: Plan, tmp_path: Path, predict: Any, fault: str) -> None:
+    good, bad = measure(find_different, plan, tmp_path / "1")[0], measure(predict, plan, tmp_path / "2")[0]
+    assert fault in str(bad.faults["canary"])
+    assert fault in str(bad.faults["held_out"])
+    assert decide(good, bad, GATE).rule == "canary_not_collapsed"
+    assert decide(bad, good, GATE).promoted
+
+
+def test_untrained_weights_are_refused(plan: Plan, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    settings = dataclasses.replace(params.TrainParams().mosis, preset="small")
+    untrained = Predictor(models.METHODS["mosis"](settings, (64, 64)), (64, 64))
+    plan = dataclasses.replace(plan, canary=plan.canary[:2], held_out=())  # it finds a hundred things in each frame
+    good, bad = measure(find_different, plan, tmp_path / "1")[0], measure(untrained, plan, tmp_path / "2")[0]
+    decision = decide(good, bad, GATE)
+    assert not decision.promoted
+    assert not next(one.passed for one in decision.rules if one.name == "canary_mask_AP")
+
+
+def test_a_model_that_gives_no_numbers_has_no_scores(plan: Plan, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="not a finite number"):
+        measure(find_no_number, plan, tmp_path)
+
+
+def test_a_broken_held_out_clip_is_set_aside_and_a_broken_canary_is_not(plan: Plan, tmp_path: Path) -> None:
+    broken = make_clip(tmp_path, "b", moving_square(6))
+    broken.path.write_bytes(b"PK\x03\x04 no zip")
+    both = dataclasses.replace(plan, held_out=((broken, (0, 1)), *plan.held_out))
+    scores, set_aside, _ = measure(find_orange, both, tmp_path)
+    assert [one["clip_id"] for one in set_aside] == [broken.clip_id]
+    assert scores.figures["held_out_frames"] == 4
+    alone = dataclasses.replace(plan, held_out=((broken, (0, 1)),))
+    assert "held_out" not in measure(find_orange, alone, tmp_path)[0].faults
+    with pytest.raises(DataError):
+        measure(find_orange, dataclasses.replace(plan, canary=((broken, (0, 1)),)), tmp_path)
+
+
+def test_scores_are_those_of_one_plan(plan: Plan) -> None:
+    assert plan.digest == dataclasses.replace(plan, batch_size=1).digest
+    fewer = dataclasses.replace(plan, held_out=((plan.held_out[0][0], (0, 1)),))
+    moved = dataclasses.replace(plan, canary=plan.canary[:-1], held_out=(plan.canary[-1], *plan.held_out))
+    others = [fewer, moved, dataclasses.replace(plan, score_threshold=0.3), dataclasses.replace(plan, score_floor=0.0)]
+    assert len({one.digest for one in (plan, *others)}) == 5
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"format": 1, "figures": {"a": "b"}, "faults": {}, "pictures": []}'])
+def test_broken_scores_are_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "scores.json").write_text(content)
+    with pytest.raises(DataError, match=r"scores\.json"):
+        scoring.read_scores(tmp_path)
+
+
+def test_the_canary_is_nobody_elses_and_is_made_anew_where_it_is_not_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert canary.canary_id() != canary.canary_id(CANARY)
+    monkeypatch.setattr(canary, "VIDEOS", CANARY)
+    made = canary.make_canary(tmp_path)
+    assert [entry.truth for entry in made] == [True] * 6
+    stamp = made[0].path.stat().st_mtime_ns
+    assert canary.make_canary(tmp_path)[0].path.stat().st_mtime_ns == stamp
+    content = made[0].path.read_bytes()
+    made[0].path.unlink()
+    assert canary.make_canary(tmp_path)[0].path.read_bytes() == content

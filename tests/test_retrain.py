@@ -276,6 +276,27 @@ def test_a_round_that_failed_is_gone_on_with_until_more_has_come(workspace: Path
     rounds.close_round(workspace)
 
 
+def test_the_champion_teaches_the_next_round_where_that_is_switched_on(workspace: Path) -> None:
+    settings = params.load(workspace / "params.yaml")
+    (workspace / rounds.TEACHER / "earlier").mkdir(parents=True)
+    place = trial.take_teacher(workspace)
+    assert place is not None
+    teacher = workspace / place
+    assert list((workspace / rounds.TEACHER).iterdir()) == [teacher]
+    assert tags(workspace, champion(workspace))["package_sha256"].startswith(teacher.name)
+    assert sorted(path.name for path in teacher.iterdir()) == ["params.resolved.yaml", "weights.safetensors"]
+    assert trial.take_teacher(workspace) == place
+    one = rounds.Round(rounds.frozen_revision(workspace, settings), 1.0, teacher=place)
+    rounds.freeze(workspace, settings, one)
+    taught = params.load(workspace / "params.yaml")
+    assert taught.train.teacher == place
+    rounds.freeze(workspace, taught, dataclasses.replace(one, teacher=None))  # switched off
+    assert params.load(workspace / "params.yaml").train.teacher is None
+    own = dataclasses.replace(settings, train=params.TrainParams(teacher="mine"))
+    assert "train.teacher" not in rounds.settings_of(workspace, own, dataclasses.replace(one, teacher=None))
+    rounds.close_round(workspace)
+
+
 def test_settings_of_a_round_leave_what_people_chose(tmp_path: Path) -> None:
     one = rounds.Round("a" * 40, 1.0)
     chosen = params.parse(

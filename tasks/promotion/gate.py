@@ -119,7 +119,9 @@ def _keeps(
     """No worse than the champion by more than the tolerance. A figure that is no number never passes."""
     ours = challenger.figures.get(bound.figure)
     theirs = None if champion is None else champion.figures.get(bound.figure)
-    reference = _better(bound.sign, theirs, best_before.get(bound.figure))
+    # One mask everywhere is the steadiest of all: what a collapsed champion reaches is no bar.
+    sound = champion is not None and champion.faults.get(bound.on) is None
+    reference = _better(bound.sign, theirs if sound else None, best_before.get(bound.figure))
 
     def rule(passed: bool, limit: float | None = None, note: str = "") -> Rule:  # noqa: FBT001
         return Rule(bound.figure, _plain(theirs), _plain(ours), limit, passed, note)
@@ -130,7 +132,7 @@ def _keeps(
         if bound.needed or reference is not None or champion is None:
             return rule(False, note="the challenger has no such figure")
         return rule(True, note="neither has such a figure")
-    if champion is not None and theirs is None and bound.needed:
+    if sound and theirs is None and bound.needed:
         return rule(False, note="the champion has no such figure to compare with")
     if reference is None:
         return rule(True, note="nothing to compare with")

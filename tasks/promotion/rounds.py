@@ -95,21 +95,26 @@ def settings_of(workspace: Path, settings: Params, one: Round) -> dict[str, Any]
     share = settings.service.held_out_share
     if share and settings.pairs.train_share + settings.pairs.val_share >= 1 and not settings.pairs.val_share:
         wanted |= {"pairs.train_share": round(1 - share, 6), "pairs.val_share": share}
-    teacher = getattr(settings.train, "teacher", None)
-    if teacher != one.teacher and (one.teacher or str(teacher).startswith(str(TEACHER))):
+    teacher = settings.train.teacher
+    if teacher != one.teacher and (one.teacher or str(teacher).startswith(f"{TEACHER}/")):
         wanted["train.teacher"] = one.teacher
     return wanted
 
 
 def keep_teacher(workspace: Path, model_folder: Path, digest: str) -> str:
-    """Copy weights and parameters of a version, which have been checked; where they lie, relative to the workspace."""
-    place = TEACHER / digest[:16]
+    """Copy weights and parameters of a version, which have been checked, in place of those of earlier rounds; where
+    they lie then, relative to the workspace.
+    """
+    place = workspace / TEACHER / digest[:16]
     files = [model_folder / "artifacts" / name for name in ("weights.safetensors", "params.resolved.yaml")]
-    if not all((workspace / place / file.name).is_file() for file in files):
-        with storage_errors(workspace / place), atomic_folder(workspace / place) as folder:
+    if not all((place / file.name).is_file() for file in files):
+        with storage_errors(place), atomic_folder(place) as folder:
             for file in files:
                 shutil.copyfile(file, folder / file.name)
-    return place.as_posix()
+    for other in place.parent.iterdir():
+        if other != place:
+            shutil.rmtree(other, ignore_errors=True)
+    return place.relative_to(workspace).as_posix()
 
 
 def frozen_revision(workspace: Path, settings: Params) -> str | None:

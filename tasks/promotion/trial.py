@@ -15,9 +15,10 @@ from typing import Any
 
 from tasks import tracking
 from tasks.errors import BusyError, DataError
+from tasks.files import storage_errors
 from tasks.lineage import read_revisions
 from tasks.params import Params
-from tasks.promotion import ledger, scoring
+from tasks.promotion import ledger, rounds, scoring
 from tasks.promotion.gate import BOUNDS, CANARY, Scores, decide
 from tasks.promotion.ledger import DECIDED, DONE, Record
 from tasks.promotion.page import write_page
@@ -101,6 +102,21 @@ def decide_about(
     )
     ledger.write_record(workspace, record)
     return record
+
+
+def take_teacher(workspace: Path) -> str | None:
+    """The champion's files, checked, in a folder of the workspace, which is named; None where there is no champion."""
+    champion = tracking.find_champion(workspace)
+    if champion is None:
+        return None
+    from tasks import model_store  # imports mlflow
+
+    place = workspace / scoring.FOLDER  # where what a kill leaves is cleared
+    with storage_errors(place):
+        place.mkdir(parents=True, exist_ok=True)
+    uri = f"models:/{REGISTERED_NAME}/{champion.version}"
+    with model_store.fetch_files(uri, workspace, place=place) as (version, folder):
+        return rounds.keep_teacher(workspace, folder, version.tags["package_sha256"])
 
 
 def carry_out(workspace: Path, record: Record) -> Record:

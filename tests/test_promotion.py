@@ -18,7 +18,7 @@ from tasks import params
 from tasks.clips import ClipEntry
 from tasks.errors import DataError
 from tasks.gallery import Gallery
-from tasks.predict import Predictor
+from tasks.predict import Predictor, shared_cores
 from tasks.promotion import canary, scoring
 from tasks.promotion.gate import Decision, Scores, decide
 from tasks.promotion.scoring import Plan
@@ -248,7 +248,8 @@ def test_untrained_weights_are_refused(plan: Plan, tmp_path: Path) -> None:
     settings = dataclasses.replace(params.TrainParams().mosis, preset="small")
     untrained = Predictor(models.METHODS["mosis"](settings, (64, 64)), (64, 64))
     plan = dataclasses.replace(plan, canary=plan.canary[:2], held_out=())  # it finds a hundred things in each frame
-    good, bad = measure(find_different, plan, tmp_path / "1")[0], measure(untrained, plan, tmp_path / "2")[0]
+    with shared_cores():
+        good, bad = measure(find_different, plan, tmp_path / "1")[0], measure(untrained, plan, tmp_path / "2")[0]
     decision = decide(good, bad, GATE)
     assert not decision.promoted
     assert not next(one.passed for one in decision.rules if one.name == "canary_mask_AP")

@@ -21,7 +21,7 @@ def commit_files(workspace: Path, paths: Sequence[str], message: str) -> bool:
 
     What somebody has staged stays staged. Raises StorageError with git's own words, BusyError where another git works.
     """
-    _clear_stale_lock(workspace)
+    _clear_stale_locks(workspace)
     run_git(workspace, "add", "--", *paths)
     if not run_git(workspace, "status", "--porcelain", "--untracked-files=no", "--", *paths).strip():
         return False
@@ -65,7 +65,7 @@ def run_git(workspace: Path, *arguments: str) -> str:
     if done.returncode == 0:
         return done.stdout
     command = next((word for word in arguments if word in ("add", "commit", "status", "ls-tree")), arguments[0])
-    if "index.lock" in done.stderr:
+    if ".lock': File exists" in done.stderr:
         raise BusyError(f"{workspace}: another git works here: wait until it has finished, then run this again")
     lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
     raise StorageError(f"{workspace}: git {command}: {lines[-1]}")
@@ -83,15 +83,24 @@ def _has_commit(workspace: Path) -> bool:
     return done.returncode == 0
 
 
-def _clear_stale_lock(workspace: Path) -> None:
-    """Remove the index.lock of a git that was killed, which would stop every later commit.
+def _clear_stale_locks(workspace: Path) -> None:
+    """Remove what a git that was killed has left locked, which would stop every later commit: index, HEAD, the branch.
 
-    Only where it has lain for some seconds and no git works in any folder of this machine, as far as Linux tells.
+    Only what has lain for some seconds while no git works in any folder of this machine, as far as Linux tells.
     """
-    lock = workspace / run_git(workspace, "rev-parse", "--git-path", "index.lock").strip()
-    with contextlib.suppress(FileNotFoundError):
-        if time.time() - lock.stat().st_mtime > _LOCK_IS_STALE_S and Path("/proc/self").exists() and not _git_runs():
-            lock.unlink()
+    names = ["index", "HEAD"]
+    with contextlib.suppress(StorageError):  # HEAD is on no branch
+        names.append(run_git(workspace, "symbolic-ref", "--quiet", "HEAD").strip())
+    paths = [word for name in names for word in ("--git-path", f"{name}.lock")]
+    for line in run_git(workspace, "rev-parse", *paths).splitlines():
+        lock = workspace / line
+        with contextlib.suppress(FileNotFoundError):
+            if (
+                time.time() - lock.stat().st_mtime > _LOCK_IS_STALE_S
+                and Path("/proc/self").exists()
+                and not _git_runs()
+            ):
+                lock.unlink()
 
 
 def _git_runs() -> bool:

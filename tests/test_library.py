@@ -142,10 +142,12 @@ def test_nothing_is_done_that_the_remote_does_not_have(workspace: Path, tmp_path
     assert library.done_videos(workspace) == [entry.video_id]
 
 
-def test_another_dvc_or_git_at_work_is_busy_not_broken(workspace: Path) -> None:
+@pytest.mark.parametrize("name", ["index", "HEAD", "refs/heads/{branch}"])
+def test_another_git_at_work_is_busy_not_broken(workspace: Path, name: str) -> None:
     entry = make_entry(workspace)
     library.prepare(workspace)
-    lock = workspace / ".git" / "index.lock"
+    branch = (workspace / ".git" / "HEAD").read_text().rpartition("/")[2].strip()
+    lock = workspace / ".git" / f"{name.format(branch=branch)}.lock"
     lock.write_text("")
     with pytest.raises(BusyError, match="another git works here"):
         library.version_entry(workspace, entry)

@@ -87,6 +87,20 @@ def test_a_killed_run_is_taken_up_again(workspace: Path) -> None:
     assert client.get_run(again.run_id).info.status == "FINISHED"
 
 
+def test_what_a_killed_process_left_running_ends_when_the_next_of_its_kind_begins(workspace: Path) -> None:
+    client = connect(workspace)
+    left, other = (Tracker.start(workspace, name=name).run_id for name in ("new-video", "retrain"))
+    elsewhere = Tracker()
+    elsewhere._open(workspace, "new-video", {}, {"workspace": "another"}, None)
+    kept = Tracker.start(workspace, name="new-video")
+    statuses = [client.get_run(str(one)).info.status for one in (left, other, elsewhere.run_id, kept.run_id)]
+    assert statuses == ["KILLED", "RUNNING", "RUNNING", "RUNNING"]
+    again = Tracker.start(workspace, name="new-video", run_id=kept.run_id)
+    assert client.get_run(str(again.run_id)).info.status == "RUNNING"
+    for run_id in (other, elsewhere.run_id, kept.run_id):
+        client.set_terminated(str(run_id))
+
+
 def test_a_run_that_is_gone_is_begun_anew(workspace: Path) -> None:
     tracker = Tracker.start(workspace, name="train", run_id="0" * 32)
     assert tracker.run_id not in (None, "0" * 32)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
 import time
@@ -77,6 +78,11 @@ class Tracker:
             log = client.log_artifacts if path.is_dir() else client.log_artifact
             self._attempt(lambda: log(str(run_id), str(path), folder))
 
+    def tag(self, name: str, value: str) -> None:
+        client, run_id = self._client, self.run_id
+        if client is not None:
+            self._attempt(lambda: client.set_tag(str(run_id), clean_name(name), value))
+
     def picture(self, path: Path) -> None:
         self.artifact(path, "pictures")
 
@@ -92,6 +98,7 @@ class Tracker:
     ) -> None:
         client = connect(workspace)
         self.run_id = take_up(client, run_id) or create_run(client, workspace, name, params, tags)
+        end_abandoned(client, workspace, name, kept=self.run_id)
         self._client = client
 
     def _send(self, batch: list[tuple[str, float, int, int]]) -> None:
@@ -161,12 +168,28 @@ def take_up(client: MlflowClient, run_id: str | None) -> str | None:
 def create_run(client: MlflowClient, workspace: Path, name: str, params: dict[str, Any], tags: dict[str, str]) -> str:
     from mlflow.entities import Param
 
-    every_tag = {**read_revisions(workspace), "stage": name, **tags}
+    every_tag = {**read_revisions(workspace), "stage": name, "workspace": _workspace_tag(workspace), **tags}
     run = client.create_run(_experiment(client, workspace), run_name=name, tags=every_tag)
     entries = [Param(key, value) for key, value in plain_params(params).items()]
     for start in range(0, len(entries), MAX_PARAMS):
         client.log_batch(run.info.run_id, params=entries[start : start + MAX_PARAMS])
     return str(run.info.run_id)
+
+
+def end_abandoned(client: MlflowClient, workspace: Path, name: str, *, kept: str) -> None:
+    """End as KILLED what this workspace's runs of that name have left RUNNING: whoever starts one is alone at it, and
+    a process that was killed before it could note its run's id left one that nobody takes up.
+    """
+    mine = f"tags.stage = '{name}' and tags.workspace = '{_workspace_tag(workspace)}'"
+    found = client.search_runs([_experiment(client, workspace)], f"attributes.status = 'RUNNING' and {mine}")
+    for run in found:
+        if run.info.run_id != kept:
+            client.set_terminated(run.info.run_id, "KILLED")
+
+
+def _workspace_tag(workspace: Path) -> str:
+    """Tells the workspaces of one server apart, and says nothing of where they lie."""
+    return hashlib.sha256(str(workspace.resolve()).encode(errors="replace")).hexdigest()[:16]
 
 
 def _experiment(client: MlflowClient, workspace: Path) -> str:

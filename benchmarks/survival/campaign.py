@@ -124,8 +124,9 @@ class Campaign:
             nonlocal poked
             if time.monotonic() - poked > 20:
                 poked = time.monotonic()
-                self.farm.notify()
-                if self.retrain and not victims.find(self.farm, RETRAIN):
+                if not self.farm.is_told("new-video"):
+                    self.farm.notify()
+                if self.retrain and not self.farm.is_told("retrain"):
                     self.farm.start_flow("retrain/retrain")
             return bool(victims.find(self.farm, seen))
 

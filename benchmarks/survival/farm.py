@@ -36,7 +36,6 @@ _FOREIGN = ("PREFECT_", "MLFLOW_", "MOSIS_", "AWS_", "DVC_", "GIT_")
 _PATIENCE_S = 600.0
 SETTINGS = {
     "service.settle_seconds": 0.2,
-    "service.cron": "* * * * *",
     "service.retries": 1,
     "export.score_threshold": 0.001,
     "train.device": "cpu",
@@ -166,9 +165,21 @@ class Farm:
         """Videos that are dropped and not done."""
         return len(self.dropped.keys() - set(library.done_videos(self.workspace)))
 
-    def flow_runs(self, *types: str) -> list[dict[str, Any]]:
+    def is_told(self, flow: str) -> bool:
+        """Whether a run of that flow goes on, is about to, or waits in line: another would only lengthen the line."""
+        with contextlib.suppress(MosisError, OSError):
+            known = [
+                *self.flow_runs("PENDING", "RUNNING"),
+                *self.flow_runs("SCHEDULED", name="AwaitingConcurrencySlot"),
+            ]
+            flow_id = self._ask(f"/flows/name/{flow}", None)["id"]
+            return any(run["flow_id"] == flow_id for run in known)
+        return False
+
+    def flow_runs(self, *types: str, name: str | None = None) -> list[dict[str, Any]]:
         """Prefect's runs in these states. Raises MosisError or OSError where the server does not answer."""
-        query = {"flow_runs": {"state": {"type": {"any_": list(types)}}}, "limit": 200}
+        state = {"type": {"any_": list(types)}} | ({"name": {"any_": [name]}} if name else {})
+        query = {"flow_runs": {"state": state}, "limit": 200}
         return self._ask("/flow_runs/filter", query)
 
     def start_flow(self, deployment: str) -> None:

@@ -128,7 +128,7 @@ def freeze(workspace: Path, settings: Params, one: Round) -> Params:
         from tasks.promotion import trial
 
         one = dataclasses.replace(one, teacher=trial.take_teacher(workspace))
-    rounds.freeze(workspace, settings, one)
+    rounds.freeze(workspace, settings, dataclasses.replace(one, failed=None))
     workspaces.refresh_code(workspace)
     get_run_logger().info("training data: library as of %s, %.1f new minutes", one.revision, one.minutes)
     return params.load(workspace / "params.yaml")

@@ -74,7 +74,7 @@ def decide_about(
     champion: tuple[str, Path] | None,
 ) -> Record:
     """Decide and write the record. challenger, champion: versions and where their scores are."""
-    if scoring.make_plan(workspace, settings).digest != plan.digest:
+    if scoring.make_plan(workspace, settings).frames != plan.frames:
         raise BusyError(f"{workspace}: the data changed while versions were compared: the next run compares them anew")
     scores = {"challenger": _read(challenger[1]), "champion": _read(champion[1]) if champion else None}
     ours, theirs = scores["challenger"], scores["champion"]

@@ -32,6 +32,11 @@ folder = make_workspace(Path(sys.argv[1]), champion=False)
 configure(folder, json.loads(sys.argv[2]))
 write_weights(folder)
 """
+_REGISTER = """
+from pathlib import Path
+from tasks import tracking
+tracking.register(Path(sys.argv[1]))
+"""
 _FOREIGN = ("PREFECT_", "MLFLOW_", "MOSIS_", "AWS_", "DVC_", "GIT_")
 _PATIENCE_S = 600.0
 SETTINGS = {
@@ -84,14 +89,15 @@ class Farm:
     def make(self, settings: Mapping[str, Any] | None = None) -> None:
         """A new workspace with an untrained network as the champion. Not in this process: it loads torch and MLflow."""
         document = json.dumps({**SETTINGS, **(settings or {})})
-        self.run([sys.executable, "-c", _MAKE, str(self.workspace), document])
-        if self.database:
-            self.up()
-            self.environment["MLFLOW_TRACKING_URI"] = self.tracking_uri()
-        self.run(
-            [sys.executable, "-c", "from pathlib import Path; from tasks import tracking; tracking.register(Path())"]
-        )
-        self.environment.pop("MLFLOW_TRACKING_URI", None)
+        arguments = [str(self.workspace), document]
+        if not self.database:
+            self.run([sys.executable, "-c", _MAKE + _REGISTER, *arguments])
+            return
+        self.run([sys.executable, "-c", _MAKE, *arguments])
+        self.up()
+        self.environment["MLFLOW_TRACKING_URI"] = self.tracking_uri()
+        self.run([sys.executable, "-c", "import sys" + _REGISTER, *arguments])
+        del self.environment["MLFLOW_TRACKING_URI"]
 
     def run(self, command: Sequence[str], *, check: bool = True) -> subprocess.CompletedProcess[str]:
         """Raises DataError with what it said where it fails and `check`."""

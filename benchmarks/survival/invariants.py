@@ -58,10 +58,12 @@ class Inspector:
         wait_until(lambda: not farm.waiting(), _DONE_S, every_s=1)
         missing = sorted(farm.dropped.keys() - set(library.done_videos(farm.workspace)))
         found = [Finding("lost", f"{farm.dropped[video]} was never done") for video in missing]
+        farm.notify()  # what a kill kept from being recorded is recorded by the next run
+        wait_until(lambda: not any(self._records()), _RUNS_END_S, every_s=5)
         if not wait_until(lambda: not farm.flow_runs("RUNNING", "PENDING", "CANCELLING"), _RUNS_END_S, every_s=2):
             names = [f"{run['name']} is {run['state']['type']}" for run in farm.flow_runs("RUNNING", "PENDING")]
             found += [Finding("hung", f"in Prefect {name} for ever") for name in names]
-        found += [*self._tracked_runs(), *self._leftovers(), *self._status(), *self._labels()]
+        found += [*self._records(), *self._leftovers(), *self._status()]
         return [*found, *self.inspect()]
 
     def _commits(self) -> Iterator[Finding]:
@@ -113,21 +115,17 @@ class Inspector:
             if self.farm.is_up():
                 yield Finding("torn", f"the champion cannot be loaded: {str(error)[-200:]}")
 
-    def _tracked_runs(self) -> Iterator[Finding]:
+    def _records(self) -> Iterator[Finding]:
+        """Each video stands in one run of MLflow, and no run there goes on without a process."""
         with tracking_at(self.farm):
             client = tracking.connect(self.farm.workspace)
             experiments = [one.experiment_id for one in client.search_experiments()]
-            runs = client.search_runs(experiments, "attributes.status = 'RUNNING'")
-            for run in runs:
+            runs = client.search_runs(experiments)
+        for run in runs:
+            if run.info.status == "RUNNING":
                 yield Finding("hung", f"in MLflow the run {run.info.run_name} is RUNNING for ever")
-
-    def _labels(self) -> Iterator[Finding]:
-        """Each video in MLflow once."""
-        with tracking_at(self.farm):
-            client = tracking.connect(self.farm.workspace)
-            experiments = [one.experiment_id for one in client.search_experiments()]
-            runs = client.search_runs(experiments, "tags.stage = 'new-video' and attributes.status = 'FINISHED'")
-        counts = Counter(video for run in runs for video in run.data.tags.get("video_ids", "").split(",") if video)
+        done = [run for run in runs if run.data.tags.get("stage") == "new-video" and run.info.status == "FINISHED"]
+        counts = Counter(video for run in done for video in run.data.tags.get("video_ids", "").split(",") if video)
         for video, count in counts.items():
             if count > 1:
                 yield Finding("doubled", f"{self._name(video)} stands in {count} runs of MLflow")

@@ -14,10 +14,12 @@ from typing import Any
 from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
+from prefect.settings import get_current_settings
 from prefect.states import Completed
 
+from flows.notify import DRIFTED, emit
 from flows.retrain import announce_growth
-from tasks import batch_record, inbox, intake, library, params, tracking
+from tasks import batch_record, drift, inbox, intake, library, params, tracking
 from tasks.errors import BusyError, MosisError, StorageError
 from tasks.files import sha256_file
 from tasks.inbox import Arrival, Found, Seen
@@ -99,7 +101,7 @@ def take_in_all(workspace: Path, settings: Params) -> NewVideo:
     new = leave_out_known(workspace, found.whole, seen, attempt)
     result = NewVideo(moving=len(found.moving))
     if not new:
-        batch_record.record(workspace)
+        publish(workspace, settings)
         return result
     champion = tracking.find_champion(workspace)
     if champion is None:
@@ -122,9 +124,24 @@ def take_in_all(workspace: Path, settings: Params) -> NewVideo:
             if in_a_row >= MAX_STORAGE_FAILURES:
                 result.waiting += [one.place.shown for one in new[number + 1 :]]
                 break
-    batch_record.record(workspace)
+    publish(workspace, settings)
     get_run_logger().info(result.describe())
     return result
+
+
+def publish(workspace: Path, settings: Params) -> None:
+    """What people see of the batch, and of one that a killed run left: MLflow's run, alerts of drift."""
+    batch_record.record(workspace, settings.service.drift)
+    url = get_current_settings().api.url
+    for verdict in drift.find_untold(workspace):
+        get_run_logger().warning("drift: %s", verdict.describe())
+        try:
+            if url is not None:
+                emit(url, workspace, DRIFTED, verdict.to_payload(), identity=f"{verdict.run_id} {verdict.version}")
+        except StorageError as error:
+            get_run_logger().warning("the event %s is sent by the next run: %s", DRIFTED, error)
+            return
+        drift.mark_told(workspace, verdict)
 
 
 def leave_out_known(workspace: Path, arrivals: Sequence[Arrival], seen: Seen, attempt: str) -> list[Arrival]:

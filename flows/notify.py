@@ -7,8 +7,10 @@ import json
 import urllib.error
 import urllib.request
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from tasks.errors import StorageError
 
@@ -16,6 +18,8 @@ ARRIVED = "mosis.video.arrived"
 """The event that starts the new-video flow. It carries nothing that the flow reads: the flow looks for itself."""
 GROWN = "mosis.library.grown"
 """The event that starts the retrain flow: enough new video for a training. It carries nothing either."""
+DRIFTED = "mosis.drift"
+"""The event that says that new video is unlike what the champion was trained on. payload: figures and limits."""
 _TIMEOUT_S = 30.0
 
 
@@ -26,15 +30,21 @@ def resource_id(workspace: Path) -> str:
 
 def emit_arrival(api_url: str, workspace: Path, shown: str) -> None:
     """Tell the server at `api_url` that `shown`, a name for people, has arrived. Raises StorageError."""
-    event = {
-        "id": str(uuid.uuid4()),
+    emit(api_url, workspace, ARRIVED, {"source": shown})
+
+
+def emit(api_url: str, workspace: Path, event: str, payload: Mapping[str, Any], *, identity: str | None = None) -> None:
+    """Send the server an event about the workspace. identity: what sent twice is one event. Raises StorageError."""
+    number = uuid.uuid4() if identity is None else uuid.uuid5(uuid.NAMESPACE_URL, f"{event} {identity}")
+    document = {
+        "id": str(number),
         "occurred": datetime.now(UTC).isoformat(),
-        "event": ARRIVED,
+        "event": event,
         "resource": {"prefect.resource.id": resource_id(workspace)},
-        "payload": {"source": shown},
+        "payload": dict(payload),
     }
     request = urllib.request.Request(
-        f"{api_url}/events", data=json.dumps([event]).encode(), headers={"Content-Type": "application/json"}
+        f"{api_url}/events", data=json.dumps([document]).encode(), headers={"Content-Type": "application/json"}
     )
     direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:

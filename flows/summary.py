@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from flows import service
-from tasks import inbox, library, params, tracking, versioning, workspace
+from tasks import drift, inbox, library, params, tracking, versioning, workspace
 from tasks.errors import MosisError
 from tasks.files import read_json
 from tasks.metrics.table import describe_scores, figure_table
@@ -85,6 +85,7 @@ def describe_service(folder: Path) -> list[str]:
     return [
         f"inbox     {hide_credentials(url)}: {there}",
         f"library   {len(done)} videos, {minutes:.1f} minutes, {sum(entry.annotations for entry in entries)} instances",
+        *[f"drift     {verdicts[-1].describe()}" for verdicts in [drift.read_verdicts(folder)] if verdicts],
         f"service   {', '.join(states) if states else 'down'}",
     ]
 

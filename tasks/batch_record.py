@@ -6,16 +6,19 @@ copied goes into the next batch's run.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tasks import library
-from tasks.errors import DataError
+from tasks import drift, library
+from tasks.drift import Verdict
+from tasks.drift_params import DriftParams
+from tasks.errors import DataError, ParamsError, StorageError
 from tasks.files import read_json, write_json
 from tasks.library import Entry
-from tasks.tracking import Tracker
+from tasks.tracking import Tracker, read_version
 
 STATE = Path(".mosis", "tracked.json")
 _IN_ONE_RUN = 1000
@@ -23,10 +26,11 @@ _IDS_IN_TAG = 200
 """Of 17 characters each, within the 5000 that MLflow keeps of a tag."""
 
 
-def record(workspace: Path) -> str | None:
+def record(workspace: Path, limits: DriftParams) -> str | None:
     """Log all done videos that no run has yet, in order of arrival; the run's id, None where there was nothing to log.
 
-    A dead server costs a line on standard error and a try in the next run.
+    limits: of drift, by which the videos of each version are judged. A dead server costs a line on standard error and a
+    try in the next run.
     """
     state = _read_state(workspace)
     known = set(state["videos"])
@@ -46,9 +50,16 @@ def record(workspace: Path) -> str | None:
     # So that a run whose process is killed now is taken up again by the next, and does not stay RUNNING.
     write_json(workspace / STATE, {**state, "open_run": tracker.run_id})
     _log(tracker, entries)
+    try:
+        verdicts = _judge(workspace, tracker.run_id, entries, limits)
+    except StorageError as error:
+        print(f"tracking: {error}; this batch is recorded with the next", file=sys.stderr, flush=True)
+        return None
+    _log_drift(tracker, verdicts)
     tracker.finish()
     if not tracker.is_open:
         return None
+    drift.keep(workspace, verdicts)
     videos = sorted(known | {entry.video_id for entry in entries})
     write_json(workspace / STATE, {"open_run": None, "videos": videos})
     return tracker.run_id
@@ -70,6 +81,32 @@ def _log(tracker: Tracker, entries: Sequence[Entry]) -> None:
         path = Path(folder, "batch.json")
         write_json(path, {"videos": [entry.to_json() for entry in entries]})
         tracker.artifact(path)
+
+
+def _judge(workspace: Path, run_id: str, entries: Sequence[Entry], limits: DriftParams) -> list[Verdict]:
+    """One of each version; without a reference where the version is not in the registry any more."""
+    by_version: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_version.setdefault(str(entry.model.get("version")), []).append(entry)
+    verdicts = []
+    for version, videos in by_version.items():
+        try:
+            tags = read_version(workspace, version).tags
+        except (DataError, ParamsError):
+            tags = {}
+        verdicts.append(drift.assess(run_id, videos, drift.reference_of(tags), limits))
+    return verdicts
+
+
+def _log_drift(tracker: Tracker, verdicts: Sequence[Verdict]) -> None:
+    judged = [one for one in verdicts if one.alerts is not None]
+    alerts = [alert for one in judged for alert in one.alerts or ()]
+    if judged:
+        tracker.log({"drift.alerts": float(len(alerts))}, 0)
+    for one in judged:
+        tracker.log({f"drift.reference.{name}": value for name, value in one.reference.items()}, 0)
+    names = ",".join(sorted({alert.figure for alert in alerts}))
+    tracker.tag("drift", names or ("none" if judged else "not judged"))
 
 
 def _read(workspace: Path, videos: Sequence[str]) -> list[Entry]:

@@ -72,7 +72,7 @@ def requirements() -> list[str]:
 
 
 def read_scores(workspace: Path) -> dict[str, str]:
-    """AP of the evaluate stage as tags, empty where there is no truth or no evaluation."""
+    """Tags from the evaluate stage: AP where there is truth, and the label-free figures, which tasks/drift.py reads."""
     path = workspace / "outputs" / "evaluate" / "metrics.json"
     metrics: Any = read_json(path) if path.is_file() else {}
     scores: dict[str, str] = {}
@@ -82,4 +82,8 @@ def read_scores(workspace: Path) -> dict[str, str]:
             value = found.get(name) if isinstance(found, dict) else None
             if isinstance(value, int | float):
                 scores[f"{kind}_{name}"] = f"{value:.4f}"
+    free = metrics.get("label_free") if isinstance(metrics, dict) else None
+    for name, value in (free if isinstance(free, dict) else {}).items():
+        if isinstance(value, int | float):
+            scores[f"label_free_{name}"] = f"{value:.4f}"
     return scores

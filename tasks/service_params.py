@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field
 
+from tasks.drift_params import DriftParams
 from tasks.sources.params import FORBID, NonNegativeFloat, NonNegativeInt, PositiveFloat, Share
 
 Cron = Annotated[str, Field(pattern=r"^\S+( +\S+){4}$", max_length=100)]
@@ -55,6 +56,7 @@ class ServiceParams:
     self_training: bool = False
     """Let the champion add labels to the next training: train.teacher."""
     gate: GateParams = field(default_factory=GateParams)
+    drift: DriftParams = field(default_factory=DriftParams)
     retries: NonNegativeInt = 2
     """How often a video that failed for no plain reason is tried again before it is set aside."""
     video_timeout_minutes: PositiveFloat = 240.0

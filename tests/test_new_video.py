@@ -7,13 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks import library, tracking
+from tasks import drift, library, tracking
 from tasks.clips import ClipReader, open_clips
 from tasks.files import read_json
 from tasks.workspace import configure
@@ -90,6 +91,50 @@ def test_a_video_that_arrives_is_labelled_versioned_and_tracked(workspace: Path)
     assert again.describe() == "nothing new"
     assert len(client.search_runs([found.info.experiment_id], "tags.stage = 'new-video'")) == 1
     assert list((workspace / "inbox").iterdir()) == [workspace / "inbox" / "; rm -rf ~.mp4"]
+
+
+def events_of(url: str) -> list[dict[str, Any]]:
+    """Of drift, as the server keeps them."""
+    body = json.dumps({"filter": {"event": {"name": ["mosis.drift"]}}}).encode()
+    request = urllib.request.Request(f"{url}/events/filter", data=body, headers={"Content-Type": "application/json"})
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        found: list[dict[str, Any]] = json.load(answer)["events"]
+        return found
+
+
+def test_drift_is_an_event_a_tag_a_metric_and_a_line(workspace: Path) -> None:
+    from prefect.settings import get_current_settings
+
+    from flows import new_video as flow_module
+    from flows import summary
+    from tasks.errors import StorageError
+
+    configure(workspace, {"service.drift.min_frames": 6})
+    # The champion was sure and steady on its held-out video, which an untrained network is on nothing.
+    tracking.tag_version(workspace, "1", {"label_free_mean_score": "0.99", "label_free_empty_share": "0.0"})
+    drop(workspace / "inbox", "a.mp4", 1)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise StorageError("dead")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(flow_module, "emit", refuse)
+        run(workspace)
+    assert len(drift.find_untold(workspace)) == 1
+    run(workspace)  # nothing is new but what the server has not been told
+    run(workspace)
+    assert drift.find_untold(workspace) == []
+    (event,) = events_of(str(get_current_settings().api.url))
+    (verdict,) = drift.read_verdicts(workspace)
+    assert "mean_score" in [one.figure for one in verdict.alerts or ()]
+    assert event["payload"]["message"] == verdict.describe()
+    found = tracking.connect(workspace).get_run(verdict.run_id)
+    assert "mean_score" in found.data.tags["drift"].split(",")
+    assert found.data.metrics["drift.alerts"] == len(verdict.alerts or ())
+    assert found.data.metrics["drift.reference.mean_score"] == 0.99
+    (line,) = [line for line in summary.describe_service(workspace) if line.startswith("drift")]
+    assert "mean_score" in line
+    assert "1 videos of 6 frames" in line
 
 
 def test_the_same_content_is_done_once_under_any_name(workspace: Path) -> None:

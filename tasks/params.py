@@ -138,7 +138,7 @@ class TrainParams:
     teacher_min_score: Share = 0.5
     """Score from which on an instance of the teacher is added."""
     teacher_min_photometric_gain: Annotated[float, Field(ge=-1, le=1)] = 0.3
-    """Least gain (docs/metrics.md) of the best frame of its track: a thing that stands still has moved some time."""
+    """Least mean gain (docs/metrics.md) over its track; what never moves in its clip has none."""
     teacher_min_temporal_iou: Share = 0.5
     """Least mean, over its track, of the mask IoU with the frame before."""
     validate_every: PositiveInt = 200

@@ -31,7 +31,7 @@ def texture(seed: int, side: int) -> np.ndarray:
 
 def column_of(number: int) -> int:
     """It moves to the right by 3 pixels in each of the first frames, and stands still from then on."""
-    return 10 + 3 * min(number, 3)
+    return 10 + 3 * min(number, 4)
 
 
 def clip() -> np.ndarray:

@@ -37,8 +37,8 @@ _BATCH = 16
 class Trust:
     """What a teacher's instance must reach to become a label.
 
-    min_score: of the instance. min_temporal_iou: mean over its track. min_photometric_gain: of its track's best frame,
-    so that a thing that stands still is believed for having moved before or moving later.
+    min_score: of the instance. The others: means over its track, so that a thing that stands still is believed for
+    moving before or later, and a frame in which chance gave the background a gain is not (docs/adr/0008).
     """
 
     min_score: float
@@ -132,6 +132,6 @@ def _trusted_tracks(track_ids: np.ndarray, gains: np.ndarray, overlaps: np.ndarr
         gain, overlap = (values[track_ids == track] for values in (gains, overlaps))
         gain, overlap = gain[np.isfinite(gain)], overlap[np.isfinite(overlap)]
         known = len(gain) > 0 and len(overlap) > 0
-        if known and gain.max() >= trust.min_photometric_gain and overlap.mean() >= trust.min_temporal_iou:
+        if known and gain.mean() >= trust.min_photometric_gain and overlap.mean() >= trust.min_temporal_iou:
             kept.append(track)
     return kept

@@ -17,6 +17,7 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.settings import get_current_settings
 from prefect.states import Completed
 
+from flows.line import Line
 from flows.notify import DRIFTED, emit
 from flows.retrain import announce_growth
 from tasks import batch_record, drift, inbox, intake, library, params, tracking
@@ -116,8 +117,9 @@ def take_in_all(workspace: Path, settings: Params) -> NewVideo:
     with model_store.fetch_files(uri, workspace, place=place) as (version, model_folder), WorkerProcess() as worker:
         result.version = version.version
         batch = Batch(workspace, settings, version, model_folder, worker, seen, attempt)
-        in_a_row = 0
+        in_a_row, line = 0, Line()
         for number, arrival in enumerate(new):
+            line.shorten()
             before = len(result.failures)
             take_in_one(batch, arrival, result)
             in_a_row = in_a_row + 1 if len(result.failures) > before else 0
@@ -130,7 +132,7 @@ def take_in_all(workspace: Path, settings: Params) -> NewVideo:
 
 
 def publish(workspace: Path, settings: Params) -> None:
-    """What people see of the batch, and of one that a killed run left: MLflow's run, alerts of drift."""
+    """What people see of the batch, and of one that a killed run left: MLflow's run, alerts, the library's page."""
     batch_record.record(workspace, settings.service.drift)
     url = get_current_settings().api.url
     for verdict in drift.find_untold(workspace):
@@ -140,8 +142,21 @@ def publish(workspace: Path, settings: Params) -> None:
                 emit(url, workspace, DRIFTED, verdict.to_payload(), identity=f"{verdict.run_id} {verdict.version}")
         except StorageError as error:
             get_run_logger().warning("the event %s is sent by the next run: %s", DRIFTED, error)
-            return
+            break
         drift.mark_told(workspace, verdict)
+    show(workspace)
+
+
+def show(workspace: Path) -> None:
+    """The library's page, which a run that changed nothing leaves alone. What keeps it from being written costs a line:
+    the next run tries again.
+    """
+    from tasks.report.library_page import update_page
+
+    try:
+        update_page(workspace)
+    except MosisError as error:
+        get_run_logger().warning("the library's page was not written: %s", error)
 
 
 def leave_out_known(workspace: Path, arrivals: Sequence[Arrival], seen: Seen, attempt: str) -> list[Arrival]:

@@ -145,7 +145,7 @@ def _prepare(workspace: Path, settings: Params, database: str | None, host: str 
 
 def _start(workspace: Path, settings: Params, state: State, name: str, database: str | None) -> None:
     leftover = [one for one in find_marked(state.mark) if one not in state.processes.values()]
-    if name != "worker" and name in state.processes:  # its children may hold its port
+    if name != "worker":  # its children may hold its port, or an `up` was killed before it could write down what it did
         end([one for one in leftover if _component(one) == name], _GRACE_S[name])
     variables = {**os.environ, MARK: state.mark, "MOSIS_SERVICE_PART": name}
     service = environment.service(workspace, state.prefect_url)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,29 @@ def triggers(client: Any) -> dict[str, str]:
     return {one["name"]: one["trigger"]["id"] for one in client.request("POST", "/automations/filter", json={}).json()}
 
 
-def test_what_the_server_is_told_stands_once_however_often(made: Path) -> None:
+def check_that_a_line_is_shortened(client: Any, deployment: Any) -> None:
+    """Four runs wait, one of them of another flow: but for the last of ours, ours are cancelled."""
+    from prefect.states import AwaitingConcurrencySlot
+
+    from flows.line import Line
+
+    moments = [datetime.now(UTC) + timedelta(seconds=seconds) for seconds in range(3)]
+    other = client.read_deployment_by_name("retrain/retrain").id
+    runs = [
+        client.create_flow_run_from_deployment(identity, state=AwaitingConcurrencySlot(scheduled_time=moment)).id
+        for identity, moment in [*((deployment, moment) for moment in moments), (other, moments[0])]
+    ]
+    line = Line()
+    assert line.shorten() == 2
+    assert [client.read_flow_run(run).state.type.value for run in runs] == [
+        *["CANCELLED"] * 2,
+        *["SCHEDULED"] * 2,
+    ]
+    assert line.shorten() == 0
+    assert Line().shorten() == 0
+
+
+def test_what_the_server_is_told_stands_once_however_often(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect import get_client
     from prefect.testing.utilities import prefect_test_harness
 
@@ -180,6 +203,8 @@ def test_what_the_server_is_told_stands_once_however_often(made: Path) -> None:
             assert deployment.global_concurrency_limit.limit == 1
             assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
             assert deployment.parameters == {"folder": str(made)}
+            monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(deployment.id))
+            check_that_a_line_is_shortened(client, deployment.id)
             assert len(client.read_automations()) == 4
         wrong = params.parse({"service": {"cron": "99 * * * *"}})
         with pytest.raises(ParamsError, match="cannot be scheduled"):
@@ -201,8 +226,13 @@ def listening(port: int) -> set[str]:
 def test_up_notify_a_labelled_video_and_down(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "planted-secret")
     configure(made, {"service.cron": "0 0 1 1 *"})  # so that what comes, comes by the event
+    # What an `up` has left that was killed before it could write down what it had started.
+    (made / service.FOLDER).mkdir(parents=True, exist_ok=True)
+    service._write(made, service.State("left", "127.0.0.1"))
+    stray = start(SLEEP, made, {**os.environ, MARK: "left", "MOSIS_SERVICE_PART": "prefect"}, made / "stray.log")
     try:
         said = mosis(made, "up")
+        assert not stray.is_alive()
         assert [line.split()[1] for line in said.splitlines()[:3]] == ["started"] * 3
         state = service.read_state(made)
         assert state is not None

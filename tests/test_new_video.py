@@ -87,8 +87,15 @@ def test_a_video_that_arrives_is_labelled_versioned_and_tracked(workspace: Path)
     assert found.data.metrics["batch.frames"] == 6
     assert found.info.status == "FINISHED"
 
+    page = workspace / "library" / "report" / "index.html"
+    assert entry.video_id in page.read_text()
+    assert "data:image/jpeg" in page.read_text()
+    assert git(workspace, "status", "--porcelain", "library") == ""
+    written = page.stat().st_mtime_ns
+
     again = run(workspace)
     assert again.describe() == "nothing new"
+    assert page.stat().st_mtime_ns == written
     assert len(client.search_runs([found.info.experiment_id], "tags.stage = 'new-video'")) == 1
     assert list((workspace / "inbox").iterdir()) == [workspace / "inbox" / "; rm -rf ~.mp4"]
 

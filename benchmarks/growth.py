@@ -12,7 +12,7 @@ from benchmarks.decode import clock
 from benchmarks.harness import Row
 from tasks import versioning
 
-_GIT = ("git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost")
+_GIT = ("git", "-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost", "-c", "gc.auto=0")
 
 
 def measure_library(count: int, rounds: int, folder: Path) -> Row:

@@ -66,7 +66,7 @@ def started(command: list[str], workspace: Path, port: int, **environment: str) 
         with contextlib.suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
         try:
-            server.wait(30)
+            server.wait(120)
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(server.pid, signal.SIGKILL)
@@ -97,6 +97,23 @@ def predict(port: int, images: np.ndarray, **params: float) -> tuple[int, Any]:
     document = {"inputs": images.tolist(), **({"params": params} if params else {})}
     status, content = ask(port, "POST", "/invocations", json.dumps(document).encode())
     return status, json.loads(content)
+
+
+NONSENSE = (
+    b"",
+    b"\x00\xff",
+    b"3",
+    b'{"inputs": ' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+    b'{"inputs": [[[[1, 2, 3]], [[1, 2]]]]}',
+    b'{"inputs": [[[["a", "b", "c"]]]]}',
+    b'{"inputs": [[[[' + b"9" * 10_000 + b", 0, 0]]]]}",
+    b'{"inputs": [[[[NaN, -1, 1e400]]]]}',
+    b'{"inputs": [[[[]]]]}',
+    b'{"inputs": []}',
+    b'{"inputs": [[[[1, 2, 3]]]], "params": {"score_threshold": "x"}}',
+    b'{"dataframe_split": {"columns": ["a"], "data": [[1]]}}',
+)
+"""Bodies that are no images."""
 
 
 def check_answers(port: int) -> None:
@@ -152,6 +169,11 @@ def test_mosis_serve_refuses_huge_requests_and_lives_on(workspace: Path) -> None
         # Refused by what it says of itself, before any of it is sent.
         status, content = ask(port, "POST", "/invocations", **{"Content-Length": str(10**12)})
         assert (status, json.loads(content)["message"]) == (413, "the request is larger than 1048576 bytes")
+        for body in NONSENSE:
+            assert ask(port, "POST", "/invocations", body)[0] in (400, 500)
+        # MLflow reads these, too; a small Parquet unpacks to any size.
+        for kind in ("text/csv", "application/vnd.apache.parquet"):
+            assert ask(port, "POST", "/invocations", b"1,2,3", **{"Content-Type": kind})[0] == 415
         # One that does not say how large it is.
         chunks = (b"[" * 2**16 for _ in range(64))
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
@@ -187,10 +209,16 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     assert (await receive())["type"] == "http.disconnect"
 
 
+JSON = (b"application/json",)
+
+
 def through(
-    parts: list[bytes], *, most: int, stated: bytes | None = None, seconds: float = 5.0
+    parts: list[bytes], *, most: int, stated: bytes | None = None, seconds: float = 5.0, kinds: tuple[bytes, ...] = JSON
 ) -> tuple[int, bytes, int]:
-    """(status, body, messages read) of a request that comes in `parts`; without an end it stops coming."""
+    """(status, body, messages read) of a POST that comes in `parts`; without an end it stops coming.
+
+    kinds: its content types.
+    """
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in parts[:-1]]
     messages += [{"type": "http.request", "body": part, "more_body": False} for part in parts[-1:]]
     sent: list[dict[str, Any]] = []
@@ -208,7 +236,8 @@ def through(
     async def send(message: Any) -> None:
         sent.append(message)
 
-    scope = {"type": "http", "headers": [] if stated is None else [(b"content-length", stated)]}
+    headers = [*((b"content-type", kind) for kind in kinds), *([(b"content-length", stated)] if stated else [])]
+    scope = {"type": "http", "method": "POST", "headers": headers}
     asyncio.run(LimitBody(echo, most, seconds)(scope, receive, send))
     return sent[0]["status"], sent[1]["body"], read
 
@@ -225,6 +254,21 @@ def test_a_larger_one_is_refused_as_soon_as_that_is_known() -> None:
     assert through([b"abcde"], most=4, stated=b"1")[::2] == (413, 1)  # what it states is not believed
     assert through([b"abcde"], most=4, stated=b"-7")[0] == 413
     assert through([b"a"], most=4, stated=b"9" * 400)[::2] == (413, 0)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "status"),
+    [
+        (JSON, 200),
+        ((b"Application/JSON; charset=utf-8",), 200),
+        ((), 415),
+        ((b"text/csv",), 415),
+        ((b"application/vnd.apache.parquet",), 415),
+        ((*JSON, b"text/csv"), 415),
+    ],
+)
+def test_only_json_is_passed_on(kinds: tuple[bytes, ...], status: int) -> None:
+    assert through([b"{}"], most=4, kinds=kinds)[0] == status
 
 
 def test_one_that_does_not_come_is_given_up() -> None:

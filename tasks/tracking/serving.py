@@ -56,7 +56,8 @@ def serve(app: App, host: str, port: int) -> None:
 class LimitBody:
     """Takes a request whole, and refuses it with 413 as soon as it is known to be larger than `max_bytes`.
 
-    So nothing behind it sees a part of a request, and one takes no more memory than that before it is parsed.
+    So nothing behind it sees a part of a request, and one takes no more memory than that before it is parsed. What is
+    not JSON is refused with 415: the scoring server reads Parquet, too, of which some kilobytes unpack to gigabytes.
     """
 
     def __init__(self, app: App, max_bytes: int, seconds: float = BODY_SECONDS) -> None:
@@ -67,6 +68,9 @@ class LimitBody:
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
+            return
+        if scope.get("method") == "POST" and not _is_json(scope):
+            await _refuse(send, 415, "the request is no application/json")
             return
         if _stated_length(scope) > self.max_bytes:
             await _refuse(send, 413, f"the request is larger than {self.max_bytes} bytes")
@@ -91,6 +95,11 @@ class LimitBody:
                 return None
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
                 return bytes(body)
+
+
+def _is_json(scope: MutableMapping[str, Any]) -> bool:
+    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
+    return [kind.partition(b";")[0].strip().lower() for kind in kinds] == [b"application/json"]
 
 
 def _stated_length(scope: MutableMapping[str, Any]) -> int:

@@ -6,14 +6,16 @@ All of it is written anew by each `mosis up`, so that params.yaml is the only so
 from __future__ import annotations
 
 import logging
+import uuid
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.deployments.runner import EntrypointType
 from prefect.events.actions import ChangeFlowRunState
@@ -33,6 +35,8 @@ HEARTBEAT_S = 30
 """Prefect's least. A run that has shown no heartbeat for three of them has no process any more."""
 PENDING_S = 240
 """A run that its worker has taken and not started for so long never will be: that worker was killed."""
+
+_STARTED = (StateType.RUNNING, StateType.CANCELLING)
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ def register(workspace: Path, settings: Params) -> None:
             deploy(one, workspace)
         for automation in watchdogs():
             replace_automation(client, automation)
+        watch_again(client)
 
 
 def deploy(one: Served, workspace: Path) -> None:
@@ -132,6 +137,29 @@ def _crash_unless(name: str, *, after: set[str], expect: set[str], within_s: int
         trigger=trigger,
         actions=[ChangeFlowRunState(name="Crashed", state=StateType.CRASHED, message=message, force=True)],
     )
+
+
+def watch_again(client: SyncPrefectClient) -> None:
+    """Have the watchdogs watch all runs that are under way, from now on.
+
+    They go by events, of which a server that is killed loses those that it has not looked at yet: a run that was taken
+    up in its last seconds and died with it would be PENDING for ever, and all others wait in line behind it. A run that
+    lives shows it in time and nothing happens.
+    """
+    under_way = FlowRunFilter(
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING, *_STARTED]))
+    )
+    events = [
+        {
+            "id": str(uuid.uuid4()),
+            "occurred": datetime.now(UTC).isoformat(),
+            "event": "prefect.flow-run.heartbeat" if run.state_type in _STARTED else "prefect.flow-run.Pending",
+            "resource": {"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+        }
+        for run in client.read_flow_runs(flow_run_filter=under_way)
+    ]
+    if events:
+        client.request("POST", "/events", json=events)
 
 
 def replace_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:

@@ -49,7 +49,7 @@ def workspace(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 def prefect_server(home: Path) -> Iterator[None]:
     from prefect.testing.utilities import prefect_test_harness
 
-    with prefect_test_harness(server_startup_timeout=200):
+    with prefect_test_harness(server_startup_timeout=500):
         yield
 
 

@@ -3,8 +3,8 @@
 Rows `video WxH`: frames per second of processor time that ingest, pairs and labelling take of generated H.264 at that
 size, and the bytes that an hour of it leaves. `store`: DVC's add and push of 1,000 archives. `library N`: what one more
 video costs git and DVC beside N that are done. `new video`: a run of the flow over tiny videos, everything counted but
-the servers of others. Processor time is that of all processes together, so that other work on the machine moves it
-little. docs/scaling.md makes hours and machines of it. Needs the whole package; labels are those of untrained weights.
+the servers of others. Processor time is that of all processes together; a busy machine lengthens it, too, by several
+times. docs/scaling.md makes hours and machines of it. Needs the whole package; labels are those of untrained weights.
 """
 
 from __future__ import annotations

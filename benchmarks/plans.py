@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.data import open_fresh, open_motion_labels, open_video
 from benchmarks.harness import Report, Row, Setting, run_in_child
-from benchmarks.training import Plan, build_config, make_recipe, train_row
+from benchmarks.training import Plan, as_yardstick, build_config, make_recipe, train_row
 from models.motion_labels.config import MotionLabelsConfig
 from tasks.errors import ParamsError
 
@@ -34,8 +34,13 @@ def run_plans(report: Report, plans: Sequence[Plan], cache: Path) -> None:
 def _run_seed(report: Report, plans: Sequence[Plan], cache: Path) -> None:
     _run_once(report, [plan for plan in plans if plan.minutes_of is None], cache)
     minutes = {row["row"]: row.get("cpu_minutes") or row["minutes"] for row in report.rows if "failed" not in row}
+    trained = {row["row"]: as_yardstick(Plan(**row["plan"])) for row in report.rows if "failed" not in row}
     later = [plan for plan in plans if plan.minutes_of is not None]
-    timed = [replace(plan, minutes=minutes[plan.minutes_of]) for plan in later if plan.minutes_of in minutes]
+    timed = [
+        replace(plan, minutes=minutes[plan.minutes_of], yardstick=trained[plan.minutes_of])
+        for plan in later
+        if plan.minutes_of in minutes
+    ]
     _run_once(report, timed, cache)
     for plan in later:
         if plan.minutes_of not in minutes:

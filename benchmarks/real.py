@@ -132,7 +132,7 @@ def train_row(plan: RealPlan, setting: Setting) -> Row:
     labels, label_seconds = store.truth, None
     if plan.training.labels == "motion":
         labels, label_seconds = open_labels(store, setting.cache, workers=setting.threads)
-    model, row = train(plan.training, store, labels, device)
+    model, row = train(plan.training, store, labels, setting)
     rows = np.arange(len(store)) if plan.kind == "real" else rows_of(store, "test")
     found = predict(model, store, rows, device=device, dtype=autocast_dtype("auto", device))
     if plan.kind == "real":
@@ -148,13 +148,13 @@ def train_row(plan: RealPlan, setting: Setting) -> Row:
     }  # fmt: skip
 
 
-def train(plan: Plan, store: FrameStore, labels: LabelStore | None, device: torch.device) -> tuple[Segmenter, Row]:
+def train(plan: Plan, store: FrameStore, labels: LabelStore | None, setting: Setting) -> tuple[Segmenter, Row]:
     """The trained model and the row's facts of its training."""
     torch.manual_seed(plan.seed)
     model = build_model(plan.method, plan.settings, store.size)
     video = Video(store, np.zeros(0, bool))
-    budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, device)
-    fitted = fit(model, store, make_recipe(plan, budget), labels=labels, device=device)
+    budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, setting)
+    fitted = fit(model, store, make_recipe(plan, budget), labels=labels, device=choose_device(setting.device))
     return model, describe_training(plan, model, fitted, len(rows_of(store, "train")))
 
 

@@ -3,7 +3,8 @@
 24 videos of 120 frames at 128 x 128, split 70/15/15 by video (thesis 4.1), seeds 10, 11 and 12, and 50 fresh videos.
 The supervised twin and the motion labels train for `--minutes-equivalent` iterations of batch 16; the rows without
 labels of any kind train for as many minutes as the twin of their seed took, since their iterations cost more: of
-processor time on a CPU, by the clock on a GPU. `--minutes` sets the minutes of every row instead.
+processor time on a CPU, by the clock on a GPU, at the rate that the twin is measured to have beside them. `--minutes`
+sets the minutes of every row instead.
 """
 
 from __future__ import annotations

@@ -46,8 +46,9 @@ class Plan:
     row: its name. kind: what rows of other seeds share, for means. labels: what a method that learns from labels is
     given; "truth" for a supervised twin. settings: of the method; labeller: of the motion labeller; recipe: changes to
     Recipe and Optimisation. minutes: of training by `clock_of`, instead of `iterations`; the number of iterations is
-    then found by measuring the first few. minutes_of: name of the row whose minutes to take. test_step: every
-    test_step-th frame of the test split is scored.
+    then found by measuring the first few. minutes_of: name of the row whose minutes to take. yardstick: what that row
+    trained (`as_yardstick`): its rate is measured anew beside this row's, since the rate of a busy machine changes from
+    one quarter of an hour to the next. test_step: every test_step-th frame of the test split is scored.
     """
 
     row: str
@@ -61,6 +62,7 @@ class Plan:
     iterations: int = 2000
     minutes: float | None = None
     minutes_of: str | None = None
+    yardstick: dict[str, Any] | None = None
     seed: int = 0
     test_step: int = 1
 
@@ -72,7 +74,7 @@ def train_row(plan: Plan, setting: Setting) -> Row:
     labels, label_facts = choose_labels(plan, setting)
     torch.manual_seed(plan.seed)
     model = build_model(plan.method, plan.settings, video.store.size)
-    budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, device)
+    budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, setting)
     recipe, started = make_recipe(plan, budget), time.process_time()
     again = make_relabel(video.store, labels, device) if labels is not None and plan.labels == "motion" else None
     fitted = fit(model, video.store, recipe, labels=labels, device=device, relabel=again)
@@ -192,25 +194,62 @@ def make_recipe(plan: Plan, iterations: int) -> Recipe:
     return replace(recipe, optimisation=replace(optimisation, **changed), **own)
 
 
-def fit_minutes(plan: Plan, video: Video, labels: LabelStore | None, device: torch.device) -> int:
-    """How many iterations fit into plan.minutes, at least one, by the rate at which a short training of a model that is
-    thrown away ends: the learning rate's schedule has to know the number beforehand.
+def fit_minutes(plan: Plan, video: Video, labels: LabelStore | None, setting: Setting) -> int:
+    """How many iterations fit into plan.minutes, at least one: the learning rate's schedule has to know it beforehand.
+
+    With a yardstick, into its iterations at the rate that it has now, measured before and after this row's own.
     """
     assert plan.minutes is not None
+    device = choose_device(setting.device)
+    yardstick = None if plan.yardstick is None else replace(plan, **plan.yardstick)
+    theirs = [] if yardstick is None else [_time_yardstick(yardstick, video, setting)]
     torch.manual_seed(plan.seed)
     model = build_model(plan.method, plan.settings, video.store.size)
-    clock, seen = clock_of(device), [(0, 0.0)]
-    hooks = Hooks(on_log=lambda iteration, values: seen.append((iteration, clock())))
-    recipe = make_recipe(plan, _MEASURED)
     sample, inferring = None, 0.0
     if model.needs == "own_labels":
         sample, inferring = time_inference(model, video.store, device)
-    again = None if sample is None else lambda number, current: sample
+    each = time_training(plan, model, video, labels, device, sample)
+    budget = plan.minutes * 60
+    if yardstick is not None:
+        theirs.append(_time_yardstick(yardstick, video, setting))
+        budget = yardstick.iterations * sum(theirs) / len(theirs)
+    if inferring >= budget:
+        raise ParamsError(f"inferring labels alone takes {inferring / 60:.1f} of the row's {budget / 60:.1f} minutes")
+    return max(1, round((budget - inferring) / each))
+
+
+def as_yardstick(plan: Plan) -> dict[str, Any]:
+    """What decides how long an iteration of a plan takes, and how many it has."""
+    names = ("method", "settings", "labels", "labeller", "recipe", "iterations")
+    return {name: getattr(plan, name) for name in names}
+
+
+def time_training(
+    plan: Plan,
+    model: Segmenter,
+    video: Video,
+    labels: LabelStore | None,
+    device: torch.device,
+    inferred: LabelStore | None = None,
+) -> float:
+    """Seconds by `clock_of` of an iteration, by the end of a short training of a model that is thrown away.
+
+    inferred: labels that stand for those that the model would infer itself.
+    """
+    clock, seen = clock_of(device), [(0, 0.0)]
+    hooks = Hooks(on_log=lambda iteration, values: seen.append((iteration, clock())))
+    again = None if inferred is None else lambda number, current: inferred
+    recipe = make_recipe(plan, _MEASURED)
     fit(model, video.store, recipe, labels=labels, device=device, hooks=hooks, relabel=again)
-    if inferring >= plan.minutes * 60:
-        raise ParamsError(f"inferring labels alone takes {inferring / 60:.1f} of the row's {plan.minutes:.1f} minutes")
     (before, started), (iteration, stopped) = seen[-2:]
-    return max(1, round((plan.minutes * 60 - inferring) * (iteration - before) / (stopped - started)))
+    return (stopped - started) / (iteration - before)
+
+
+def _time_yardstick(plan: Plan, video: Video, setting: Setting) -> float:
+    torch.manual_seed(plan.seed)
+    model = build_model(plan.method, plan.settings, video.store.size)
+    labels, _ = choose_labels(plan, setting)
+    return time_training(plan, model, video, labels, choose_device(setting.device))
 
 
 def clock_of(device: torch.device) -> Callable[[], float]:

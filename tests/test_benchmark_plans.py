@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from benchmarks.data import Dataset
-from benchmarks.harness import describe_plan
+from benchmarks.harness import Setting, describe_plan
 from benchmarks.plans import describe_work, run_plans
-from benchmarks.training import Plan, clock_of, fit_minutes
+from benchmarks.training import Plan, as_yardstick, clock_of, fit_minutes
 
 
 def test_minutes_become_iterations(monkeypatch):
@@ -33,10 +33,29 @@ def test_minutes_become_iterations(monkeypatch):
     video: Any = argparse.Namespace(store=argparse.Namespace(size=(32, 32)))
     plan = Plan("row", "kind", Dataset(0), minutes=1.0, recipe={"batch_size": 2})
     # Warm, two iterations a second.
-    assert fit_minutes(plan, video, None, torch.device("cpu")) == 120
-    assert fit_minutes(dataclasses.replace(plan, minutes=1e-6), video, None, torch.device("cpu")) == 1
+    setting = Setting(Path(), "cpu", 1, 1)
+    assert fit_minutes(plan, video, None, setting) == 120
+    assert fit_minutes(dataclasses.replace(plan, minutes=1e-6), video, None, setting) == 1
     needs.needs = "own_labels"  # a third of the minute goes to inferring them
-    assert fit_minutes(plan, video, None, torch.device("cpu")) == 80
+    assert fit_minutes(plan, video, None, setting) == 80
+
+
+def test_minutes_of_another_row_are_measured_at_the_rate_it_has_now(monkeypatch):
+    """The other row's 100 iterations took a minute; by now the machine is slower, and gets faster again."""
+    seconds = {"twin": [2.0, 1.0], "em": [0.75]}
+    monkeypatch.setattr("benchmarks.training.build_model", lambda name, *others: argparse.Namespace(needs=name))
+    monkeypatch.setattr("benchmarks.training.choose_labels", lambda plan, setting: (plan.labels, {}))
+
+    def time_training(plan: Plan, model: Any, video: Any, labels: Any, *others: Any) -> float:
+        assert (model.needs, labels) == ((plan.method, "truth") if plan.method == "twin" else ("em", None))
+        return seconds[plan.method].pop(0)
+
+    monkeypatch.setattr("benchmarks.training.time_training", time_training)
+    video: Any = argparse.Namespace(store=argparse.Namespace(size=(32, 32)))
+    twin = as_yardstick(Plan("twin", "twin", Dataset(0), method="twin", labels="truth", iterations=100))
+    plan = Plan("em", "em", Dataset(0), method="em", iterations=7, minutes=1.0, yardstick=twin)
+    assert fit_minutes(plan, video, None, Setting(Path(), "cpu", 1, 1)) == 200
+    assert seconds == {"twin": [], "em": []}
 
 
 def test_a_budget_is_of_processor_time_but_on_a_gpu():
@@ -88,6 +107,7 @@ def test_rows_take_the_minutes_of_others_seed_by_seed(monkeypatch, tmp_path):
     run_plans(report, plans, tmp_path)
     assert [row["row"] for row in report.rows] == ["twin 1", "labels 1", "em 1", "twin 2", "labels 2", "em 2"]
     assert [plan.minutes for plan in report.seen] == [None, None, 2.5, None, None]
+    assert [plan.yardstick for plan in report.seen] == [None, None, as_yardstick(plans[1]), None, None]
     assert report.ordered == [plan.row for plan in plans]
     assert report.rows[-1]["failed"] == "there is no row 'twin 2' whose minutes to take"
     # What reads the same video and labels is prepared once.

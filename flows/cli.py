@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -137,7 +138,8 @@ def init_command(options: argparse.Namespace) -> None:
     from tasks import workspace
 
     workspace.init(options.folder, read_settings(options))
-    print(f"new workspace {options.folder}: edit params.yaml, then `mosis run --workspace {options.folder}`")
+    run = f"mosis run --workspace {shlex.quote(str(options.folder))}"
+    print(f"new workspace {options.folder}: edit params.yaml, then `{run}`")
 
 
 def demo_command(options: argparse.Namespace) -> None:

@@ -12,8 +12,6 @@ from typing import Any
 import models
 from tasks.errors import DataError
 from tasks.files import read_json, sha256_file, storage_errors
-from tasks.predict import read_resolved
-from tasks.training.checkpoint import digest_sources
 
 LOADER = Path(__file__).with_name("pyfunc_model.py")
 SOURCES = Path(models.__file__).parent
@@ -38,6 +36,8 @@ def describe_package(workspace: Path) -> Package:
     weights, resolved = train / "weights.safetensors", train / "params.resolved.yaml"
     if not weights.is_file():
         raise DataError(f"{weights} not found: run the train stage first (`dvc repro train`)")
+    from tasks.predict import read_resolved  # imports torch, which looking into the registry can do without
+
     params, _ = read_resolved(resolved)
     digest = digest_package(weights, resolved, SOURCES, LOADER)
     return Package(weights, resolved, SOURCES, digest, sha256_file(weights), params.export.score_threshold)
@@ -45,6 +45,8 @@ def describe_package(workspace: Path) -> Package:
 
 def digest_package(weights: Path, params: Path, sources: Path, loader: Path) -> str:
     """Hex SHA-256 that stands for one version: three files, and the Python files of the folder `sources` (models)."""
+    from tasks.training.checkpoint import digest_sources  # imports torch
+
     parts = (sha256_file(weights), sha256_file(params), digest_sources([sources]), sha256_file(loader))
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 

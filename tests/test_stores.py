@@ -136,7 +136,7 @@ def test_a_hang_ends_with_its_time(store: Store, tmp_path: Path, monkeypatch: py
     store.fail(r"a\.bin", "hang", 1000)
     with pytest.raises(StorageError, match="did not answer in time"):
         fetch(url, tmp_path)
-    assert store.hits == 2
+    assert 1 <= store.hits <= 2  # on a starved machine a try may end before it has been asked
     store.faults.clear()
     store.fail(r"list-type=2", "hang", 1000)
     monkeypatch.setattr(stores, "_LISTING_TIMES", 1)
@@ -204,7 +204,7 @@ def test_no_secret_is_shown_or_kept(store: Store, workspace: Path) -> None:
     assert_no_secret(workspace, done)
     store.fail(r"videos/good", "503", 1000)
     done = stage(workspace, MOSIS_STORE_ATTEMPTS="2", MOSIS_TRACEBACK="1")
-    assert done.returncode == 1
+    assert done.returncode == StoreError.exit_code
     assert "mosis: ingest: s3://bucket/videos/good.mp4: the store failed, tried 2 times (HTTP 503)" in done.stderr
     assert_no_secret(workspace, done)
 

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -101,7 +102,14 @@ def test_a_video_that_arrives_is_labelled_versioned_and_tracked(workspace: Path)
 
 
 def events_of(url: str) -> list[dict[str, Any]]:
-    """Of drift, as the server keeps them."""
+    """Of drift, as the server keeps them: it writes what it has been sent some seconds later, many at once."""
+    deadline = time.monotonic() + 60
+    while not (found := read_events(url)) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    return found
+
+
+def read_events(url: str) -> list[dict[str, Any]]:
     body = json.dumps({"filter": {"event": {"name": ["mosis.drift"]}}}).encode()
     request = urllib.request.Request(f"{url}/events/filter", data=body, headers={"Content-Type": "application/json"})
     with urllib.request.urlopen(request, timeout=60) as answer:

@@ -7,7 +7,6 @@ and its moment of start, and all that they start carry a mark in their environme
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import secrets
 import socket
@@ -15,15 +14,15 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from flows import environment
 from flows.processes import MARK, Process, end, find_marked, start
-from tasks.errors import BusyError, DataError, ParamsError, StorageError
-from tasks.files import read_json, write_json
+from tasks.errors import DataError, ParamsError, StorageError
+from tasks.files import read_json, sole_process, write_json
 from tasks.params import Params
 from tasks.tracking.server import make_schema, server_command, server_environment
 
@@ -246,14 +245,7 @@ def _reachable(host: str) -> str:
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host
 
 
-@contextlib.contextmanager
-def _lock(workspace: Path) -> Iterator[None]:
+def _lock(workspace: Path) -> contextlib.AbstractContextManager[None]:
     """One `mosis up` or `down` at a time. Raises BusyError."""
-    folder = workspace / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"{workspace}: another `mosis up` or `mosis down` is at work: wait for it") from None
-        yield
+    busy = f"{workspace}: another `mosis up` or `mosis down` is at work: wait for it"
+    return sole_process(workspace / FOLDER / "lock", busy)

@@ -35,7 +35,9 @@ def record(workspace: Path, limits: DriftParams) -> str | None:
     state = _read_state(workspace)
     known = set(state["videos"])
     new = [video for video in library.done_videos(workspace) if video not in known]
-    entries = sorted(_read(workspace, new), key=lambda entry: (entry.arrived_at, entry.video_id))[:_IN_ONE_RUN]
+    entries = sorted(library.present_entries(workspace, new), key=lambda entry: (entry.arrived_at, entry.video_id))[
+        :_IN_ONE_RUN
+    ]
     if not entries:
         return None
     tags = {
@@ -107,17 +109,6 @@ def _log_drift(tracker: Tracker, verdicts: Sequence[Verdict]) -> None:
         tracker.log({f"drift.reference.{name}": value for name, value in one.reference.items()}, 0)
     names = ",".join(sorted({alert.figure for alert in alerts}))
     tracker.tag("drift", names or ("none" if judged else "not judged"))
-
-
-def _read(workspace: Path, videos: Sequence[str]) -> list[Entry]:
-    """Those that lie here: a clone may not have pulled them all."""
-    found = []
-    for video in videos:
-        try:
-            found.append(library.read_entry(library.entry_folder(workspace, video)))
-        except DataError:
-            continue
-    return found
 
 
 def _read_state(workspace: Path) -> dict[str, Any]:

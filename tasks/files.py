@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import DataError, StorageError
+from tasks.errors import BusyError, DataError, StorageError
 
 TEMPORARY_PREFIX = ".tmp-"
 """Names that start so are being written, or were left by a killed run; the next write of the same name clears them."""
@@ -145,6 +145,27 @@ def sha256_tree(paths: Iterable[Path | str]) -> str:
             name = file.relative_to(root.parent).as_posix()
             digest.update(f"{name}\0{sha256_file(file)}\0".encode())
     return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def sole_process(path: Path, busy: str) -> Iterator[None]:
+    """Hold the lock file `path` meanwhile; the kernel frees it however this process ends.
+
+    Raises BusyError(busy) where another process holds it. On a network disk without locks nothing is held.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BusyError(busy) from None
+        except OSError:
+            pass  # without a lock rather than not at all
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _files_below(root: Path) -> list[Path]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -16,8 +14,8 @@ from typing import TYPE_CHECKING
 from tasks import library
 from tasks import params as parameters
 from tasks.clips import write_manifest
-from tasks.errors import BusyError, DataError, SourceError
-from tasks.files import atomic_folder, sha256_file, storage_errors, write_json
+from tasks.errors import DataError, SourceError
+from tasks.files import atomic_folder, sha256_file, sole_process, storage_errors, write_json
 from tasks.inbox import Arrival
 from tasks.library import Entry
 from tasks.lineage import code_version
@@ -138,24 +136,10 @@ def local_file(arrival: Arrival, workspace: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock(workspace: Path) -> Iterator[None]:
-    """One intake at a time in a workspace; the kernel frees the lock however this process ends. Raises BusyError.
-
-    Also removes what a killed one has left.
-    """
-    path = workspace / ".mosis" / "intake.lock"
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"{workspace}: new videos are being taken in already: wait until that ends") from None
-        except OSError:
-            pass  # a network disk without locks: work without one rather than not at all
+    """One intake at a time in a workspace. Raises BusyError. Also removes what a killed one has left."""
+    busy = f"{workspace}: new videos are being taken in already: wait until that ends"
+    with sole_process(workspace / ".mosis" / "intake.lock", busy):
         shutil.rmtree(workspace / WORK, ignore_errors=True)
         with storage_errors(workspace / WORK):
             (workspace / WORK).mkdir(parents=True, exist_ok=True)
         yield
-    finally:
-        os.close(descriptor)

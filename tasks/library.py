@@ -6,11 +6,12 @@ gets only after the remote has the archive (docs/adr/0009); all before that can 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,15 @@ def done_entries(workspace: Path) -> list[Entry]:
     folders = (entry_folder(workspace, video) for video in done_videos(workspace))
     entries = [read_entry(folder) for folder in folders if (folder / "entry.json").is_file()]
     return sorted(entries, key=lambda entry: (entry.arrived_at, entry.video_id))
+
+
+def present_entries(workspace: Path, videos: Iterable[str]) -> list[Entry]:
+    """Those of these videos that lie here and can be read, in their order: a clone may not have pulled them all."""
+    found = []
+    for video in videos:
+        with contextlib.suppress(DataError):
+            found.append(read_entry(entry_folder(workspace, video)))
+    return found
 
 
 def version_entry(workspace: Path, entry: Entry) -> None:

@@ -10,8 +10,18 @@ from pathlib import Path
 
 import pytest
 
-from tasks.errors import DataError, StorageError
-from tasks.files import atomic_folder, atomic_path, read_json, sha256_file, sha256_tree, storage_errors, write_json
+from tasks.errors import BusyError, DataError, StorageError
+from tasks.files import (
+    atomic_folder,
+    atomic_path,
+    read_json,
+    sha256_file,
+    sha256_tree,
+    sole_process,
+    storage_errors,
+    write_json,
+)
+from tests.conftest import ROOT
 
 
 def test_a_file_appears_only_when_its_block_ends(tmp_path: Path) -> None:
@@ -143,3 +153,20 @@ def test_fingerprint_of_code_sees_content_and_names_and_no_caches(tmp_path: Path
 def test_sha256_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_a_lock_is_held_by_one_and_freed_however_that_ends(tmp_path: Path) -> None:
+    path = tmp_path / "not there yet" / "lock"
+    with sole_process(path, "wait for it"):
+        with pytest.raises(BusyError, match="wait for it"), sole_process(path, "wait for it"):
+            pass
+        script = (
+            "import sys; from pathlib import Path; from tasks.files import sole_process\n"
+            "with sole_process(Path(sys.argv[1]), 'x'): pass"
+        )
+        other = subprocess.run([sys.executable, "-c", script, str(path)], cwd=ROOT, capture_output=True, text=True)
+        assert "BusyError: x" in other.stderr
+    with pytest.raises(ZeroDivisionError), sole_process(path, "x"):
+        raise ZeroDivisionError
+    with sole_process(path, "x"):
+        pass

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
-import os
 import re
 import shutil
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tasks import history, library
-from tasks.errors import BusyError, DataError
-from tasks.files import atomic_folder, read_json, storage_errors, write_json
+from tasks.errors import DataError
+from tasks.files import atomic_folder, read_json, sole_process, storage_errors, write_json
 from tasks.params import Params
 from tasks.promotion.ledger import read_records
 from tasks.workspace import configure
@@ -163,20 +161,7 @@ def close_round(workspace: Path) -> None:
     (workspace / STATE).unlink(missing_ok=True)
 
 
-@contextlib.contextmanager
-def lock(workspace: Path) -> Iterator[None]:
-    """One retraining at a time in a workspace; the kernel frees it however this process ends. Raises BusyError."""
-    path = workspace / ".mosis" / "retrain.lock"
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BusyError(f"{workspace}: a retraining is under way already: wait until that ends") from None
-        except OSError:
-            pass  # a network disk without locks: work without one rather than not at all
-        yield
-    finally:
-        os.close(descriptor)
+def lock(workspace: Path) -> AbstractContextManager[None]:
+    """One retraining at a time in a workspace. Raises BusyError."""
+    busy = f"{workspace}: a retraining is under way already: wait until that ends"
+    return sole_process(workspace / ".mosis" / "retrain.lock", busy)

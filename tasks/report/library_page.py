@@ -66,7 +66,7 @@ def update_page(workspace: Path) -> bool:
     path = workspace / PLACE
     if not (videos or rejected) or _state_of(path) == state:
         return False
-    page = render(workspace, _read_entries(workspace, videos), rejected, verdicts, decisions, state)
+    page = render(workspace, library.present_entries(workspace, videos), rejected, verdicts, decisions, state)
     with atomic_path(path) as temporary:
         temporary.write_text(page, encoding="utf-8", errors="replace")
     return True
@@ -155,17 +155,6 @@ def _describe_all(entries: Sequence[Entry], rejected: Sequence[Rejected]) -> str
     seconds, labelled = sum(one.seconds for one in entries), sum(one.annotations for one in entries)
     aside = f", {count(len(rejected))} set aside" if rejected else ""
     return f"{count(len(entries))} videos, {duration(seconds)}, {count(labelled)} instances{aside}. Newest first."
-
-
-def _read_entries(workspace: Path, videos: Sequence[str]) -> list[Entry]:
-    """Those that lie here and can be read."""
-    found = []
-    for video in videos:
-        try:
-            found.append(library.read_entry(library.entry_folder(workspace, video)))
-        except DataError:
-            continue
-    return found
 
 
 def _read_decisions(workspace: Path) -> list[dict[str, Any]]:

@@ -57,7 +57,7 @@ def decisions_command(options: argparse.Namespace) -> None:
 
     records = ledger.read_records(workspace)
     for record in records:
-        print(f"{record.number:03d}  {record.outcome or 'decided, not carried out yet: `mosis retrain` does it'}")
+        print(ledger.describe(record))
     if records:
         print(f"pages    {workspace / ledger.FOLDER}")
     else:

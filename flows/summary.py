@@ -18,6 +18,7 @@ from tasks import drift, inbox, library, params, tracking, versioning, workspace
 from tasks.errors import MosisError
 from tasks.files import read_json
 from tasks.metrics.table import describe_scores, figure_table
+from tasks.promotion import ledger
 from tasks.sources.places import hide_credentials
 
 if TYPE_CHECKING:  # flows.pipeline imports Prefect, which `mosis status` can do without
@@ -79,6 +80,10 @@ def describe_service(folder: Path) -> list[str]:
         there += f", {aside} set aside (library/{library.REJECTED})" if aside else ""
     except MosisError as error:
         there = str(error)
+    try:
+        decided = [ledger.describe(record) for record in ledger.read_records(folder)[-1:]]
+    except MosisError as error:
+        decided = [str(error)]
     entries = library.done_entries(folder)
     minutes = sum(entry.seconds for entry in entries) / 60
     states = [f"{name} {'runs' if alive else 'has died'}" for name, alive in running.items()]
@@ -86,6 +91,7 @@ def describe_service(folder: Path) -> list[str]:
         f"inbox     {hide_credentials(url)}: {there}",
         f"library   {len(done)} videos, {minutes:.1f} minutes, {sum(entry.annotations for entry in entries)} instances",
         *[f"drift     {verdicts[-1].describe()}" for verdicts in [drift.read_verdicts(folder)] if verdicts],
+        *[f"decision  {line}" for line in decided],
         f"service   {', '.join(states) if states else 'down'}",
     ]
 

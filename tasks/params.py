@@ -290,6 +290,8 @@ def _explain(error: ValidationError) -> str:
         known = _keys_at(fault["loc"][:-1])
         return f"unknown key {location}{_nearest(str(fault['loc'][-1]), known)}"
     message = fault["msg"].removeprefix("Value error, ")
+    if fault["type"] == "dataclass_type":
+        message = f"holds keys ({', '.join(_keys_at(fault['loc']))}) and is no value itself"
     shown = repr(fault["input"])
     return f"{location}: {message[0].lower()}{message[1:]} (got {shown if len(shown) < 80 else shown[:77] + '...'})"
 

@@ -31,6 +31,7 @@ CANARY = SyntheticParams(
 _NETWORK = '''
 
 def _build_toy(config, size):
+    import os
     import torch
     from torch import nn
     from torch.nn import functional
@@ -38,13 +39,17 @@ def _build_toy(config, size):
     from .interface import Segmenter
 
     class Toy(Segmenter):
-        """shift: pixels by which its masks lie too far to the right. cover: above 0 it sees one object everywhere."""
+        """shift: pixels by which its masks lie too far to the right. cover: above 0 it sees one object everywhere.
+
+        score: below 0 its process dies of it."""
 
         def __init__(self):
             super().__init__()
             self.shift, self.cover, self.score = (nn.Parameter(torch.zeros(1)) for _ in range(3))
 
         def predict(self, images, *, score_threshold=None, output_size=None):
+            if self.score.item() < 0:
+                os._exit(9)
             ground = images.flatten(2).median(2).values[..., None, None]
             masks = ((images - ground).abs().sum(1) > 0.3).float()
             masks = masks.roll(int(self.shift), -1) if self.cover.item() <= 0 else torch.ones_like(masks)

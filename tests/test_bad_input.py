@@ -204,6 +204,7 @@ def test_names_of_any_bytes_spoil_no_line_and_no_other_file(workspace: Path) -> 
             2,
             "mosis: ingest: params.yaml: unknown key ingest.sorces: did you mean sources?",
         ),
+        ({"train": 5}, 2, "mosis: ingest: params.yaml: train: holds keys (method, "),
         ({"ingest": {"min_rate_hz": -1}}, 2, "mosis: ingest: params.yaml: ingest.min_rate_hz: "),
     ],
 )

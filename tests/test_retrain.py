@@ -15,11 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
+from flows import summary
 from flows.cli import main
 from tasks import params, registry, tracking, versioning
 from tasks.errors import BusyError, DataError, ParamsError
-from tasks.promotion import ledger, rounds, trial
+from tasks.promotion import ledger, rounds, scoring, trial
 from tasks.promotion.ledger import DECIDED, DONE
+from tasks.promotion.rounds import Round
 from tests import challenger_toy as toy
 from tests.retrain_kill_points import POINTS
 from tests.service_toy import git, make_home
@@ -130,6 +132,7 @@ def test_a_worse_challenger_is_refused_and_the_rule_is_named(
     assert [one.path for one in artifacts] == ["001.html", "001.json"]
     assert main(["decisions", "--workspace", str(workspace)]) == 0
     assert capsys.readouterr().out.startswith("001  version 2 refused: canary_mask_AP\n")
+    assert "decision  001  version 2 refused: canary_mask_AP" in summary.describe_service(workspace)
 
 
 def test_what_the_gate_refused_does_not_come_back_by_mosis_run(workspace: Path) -> None:
@@ -236,6 +239,22 @@ def test_a_decision_is_not_carried_out_against_another_champion(workspace: Path)
     (done,) = trial.carry_out_pending(workspace)
     assert done.outcome == "version 4 not promoted: the champion changed meanwhile"
     assert (champion(workspace), tags(workspace, "4")["gate_rule"]) == ("1", "champion_changed")
+
+
+def test_a_version_that_kills_what_scores_it_is_refused_and_not_tried_for_ever(workspace: Path) -> None:
+    version = toy.register(workspace, alias="challenger", score=-1.0)
+    settings = params.load(workspace / "params.yaml")
+    plan = scoring.make_plan(workspace, settings)
+    leader = champion(workspace)
+    theirs = (leader, trial.score_version(workspace, settings, plan, leader))
+    ours = trial.score_challenger(workspace, settings, plan, version)
+    assert str(ours).startswith("it cannot be scored, tried twice: its process died")
+    record = trial.carry_out(
+        workspace, trial.decide_about(workspace, settings, Round(None, 1.0), plan, (version, ours), theirs)
+    )
+    assert record.outcome == f"version {version} refused: canary_not_collapsed"
+    assert "tried twice" in ledger.page_path(workspace, record.number).read_text()
+    assert champion(workspace) == leader
 
 
 def test_two_retrainings_at_once_and_none_without_a_registry(

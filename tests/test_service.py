@@ -122,7 +122,7 @@ def test_a_folder_that_is_no_workspace_is_named(
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"cron": "every day"}, "service.cron"),
+        ({"cron": "every day"}, "service.cron: write five fields, minute hour"),
         ({"retries": -1}, "service.retries"),
         ({"inbox_": "x"}, "did you mean inbox"),
         ({"prefect_port": 70000}, "service.prefect_port"),

@@ -74,6 +74,10 @@ def find_record(workspace: Path, challenger: str) -> Record | None:
     return next((one for one in reversed(read_records(workspace)) if one.challenger == challenger), None)
 
 
+def describe(record: Record) -> str:
+    return f"{record.number:03d}  {record.outcome or 'decided, not carried out yet: `mosis retrain` does it'}"
+
+
 def best_figures(records: list[Record], canary: str, names: tuple[str, ...]) -> dict[str, float]:
     """The best figure of all that were champion in a decision or by it, of those measured on this canary."""
     best: dict[str, float] = {}

@@ -18,6 +18,7 @@ from tasks.errors import BusyError, DataError
 from tasks.files import storage_errors
 from tasks.lineage import read_revisions
 from tasks.params import Params
+from tasks.pool import WorkerDied
 from tasks.promotion import ledger, rounds, scoring
 from tasks.promotion.gate import BOUNDS, CANARY, Scores, decide
 from tasks.promotion.ledger import DECIDED, DONE, Record
@@ -58,11 +59,20 @@ def score_version(workspace: Path, settings: Params, plan: Plan, version: str) -
 
 
 def score_challenger(workspace: Path, settings: Params, plan: Plan, version: str) -> Path | str:
-    """As `score_version`, or the reason in one line where the version itself is at fault."""
-    try:
-        return score_version(workspace, settings, plan, version)
-    except DataError as error:
-        return f"it cannot be scored: {' '.join(str(error).split())[:300]}"
+    """As `score_version`, or the reason in one line where the version itself is at fault.
+
+    A death may be the machine's fault, a second one is taken for the version's: tried for ever it would hold up
+    all later rounds, and a person can still promote it.
+    """
+    for is_last in (False, True):
+        try:
+            return score_version(workspace, settings, plan, version)
+        except DataError as error:
+            return f"it cannot be scored: {' '.join(str(error).split())[:300]}"
+        except WorkerDied as error:
+            if is_last:
+                return f"it cannot be scored, tried twice: {error}"
+    raise AssertionError("two tries have ended without an outcome")
 
 
 def decide_about(

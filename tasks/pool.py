@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from tasks.errors import MosisError
-from tasks.process import count_cores, die_with_parent, pin_threads
+from tasks.process import count_cores, die_with_parent, pin_threads, spawn_context
 from tasks.progress import Progress
 
 T = TypeVar("T")
@@ -120,8 +119,7 @@ def _map_over_processes(function: Callable[[T], R], items: Sequence[T], workers:
 @contextlib.contextmanager
 def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
     """A spawn pool that does not wait for running work when the caller leaves early (Ctrl-C, an error)."""
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
+    pool = ProcessPoolExecutor(workers, mp_context=spawn_context(), initializer=_prepare_worker)
     try:
         yield pool
     except BaseException:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
+from multiprocessing.context import SpawnContext, SpawnProcess
+from types import ModuleType
+from typing import Any
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -37,12 +41,39 @@ def die_with_parent(number: int = signal.SIGKILL) -> None:
     """
     if not sys.platform.startswith("linux"):
         return
-    parent = os.getppid()
+    known = (
+        multiprocessing.parent_process()
+    )  # who started us, even if it is gone by now: a worker's start takes seconds
+    parent = known.pid if known is not None else os.getppid()
     set_parent_death_signal = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number), 0, 0, 0)
     if os.getppid() != parent:  # it ended before the request stood
         os.kill(os.getpid(), number)
+
+
+class _LeanProcess(SpawnProcess):
+    """A worker that does not import its parent's main module. Nothing that we call over there lies in that, and under
+    Prefect it is Prefect's whole engine: two seconds of processor time for each worker, in which it has no guard yet.
+    """
+
+    @staticmethod
+    def _Popen(process_obj: Any) -> Any:  # multiprocessing's own name for how a process starts
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            return SpawnProcess._Popen(process_obj)
+        finally:
+            sys.modules["__main__"] = main
+
+
+class _LeanContext(SpawnContext):
+    Process = _LeanProcess
+
+
+def spawn_context() -> SpawnContext:
+    """For pools of worker processes, whose functions are importable by name and do not lie in the main module."""
+    return _LeanContext()
 
 
 def tune_allocator() -> None:

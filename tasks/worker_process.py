@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import signal
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
@@ -11,7 +10,7 @@ from typing import TypeVar
 
 from tasks.errors import MosisError
 from tasks.pool import WorkerDied
-from tasks.process import die_with_parent, set_quiet_defaults, sleep_when_idle, tune_allocator
+from tasks.process import die_with_parent, set_quiet_defaults, sleep_when_idle, spawn_context, tune_allocator
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -35,8 +34,7 @@ class WorkerProcess:
         Call it from the main thread: the process ends with the thread that started it.
         """
         if self._pool is None:
-            context = multiprocessing.get_context("spawn")
-            self._pool = ProcessPoolExecutor(1, mp_context=context, initializer=_prepare)
+            self._pool = ProcessPoolExecutor(1, mp_context=spawn_context(), initializer=_prepare)
         try:
             return self._pool.submit(function, argument).result(timeout_s)
         except BrokenExecutor:

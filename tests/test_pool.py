@@ -62,18 +62,34 @@ def sleep_and_tell(folder: str) -> None:
     time.sleep(60)
 
 
+_PROGRAM = """
+import sys; sys.path.insert(0, sys.argv[1])
+from test_pool import sleep_and_tell
+from tasks.pool import map_unordered
+list(map_unordered(sleep_and_tell, [sys.argv[2]] * 2, 2, "sleep"))
+"""
+"""No `if __name__ == "__main__"`: a worker that imported it would start workers of its own."""
+
+_SLOW_START = """
+import os, sys, time
+if any("spawn_main" in word for word in sys.orig_argv):
+    open(os.path.join(os.environ["TOLD"], str(os.getpid())), "w").close()
+    time.sleep(2)
+"""
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux tells a process that its parent has died")
-def test_workers_die_with_the_process_that_started_them(tmp_path: Path) -> None:
-    program = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_pool import sleep_and_tell\n"
-        "from tasks.pool import map_unordered\n"
-        "if __name__ == '__main__': list(map_unordered(sleep_and_tell, [sys.argv[2]] * 2, 2, 'sleep'))"
-    )
-    script = tmp_path / "program.py"
-    script.write_text(program)
-    told = tmp_path / "told"
+@pytest.mark.parametrize("when", ["while they work", "before they are ready"])
+def test_workers_die_with_the_process_that_started_them(tmp_path: Path, when: str) -> None:
+    script, told = tmp_path / "program.py", tmp_path / "told"
+    script.write_text(_PROGRAM)
     told.mkdir()
-    with subprocess.Popen([sys.executable, str(script), str(Path(__file__).parent), str(told)]) as process:
+    environment = {**os.environ, "TOLD": str(told)}
+    if when == "before they are ready":
+        (tmp_path / "sitecustomize.py").write_text(_SLOW_START)
+        environment["PYTHONPATH"] = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    command = [sys.executable, str(script), str(Path(__file__).parent), str(told)]
+    with subprocess.Popen(command, env=environment) as process:
         _wait_until(lambda: len(os.listdir(told)) == 2)
         process.kill()
     _wait_until(lambda: not any(_is_alive(int(pid)) for pid in os.listdir(told)))

@@ -33,7 +33,11 @@ _ADVICE = {
     errno.EEXIST: "a file lies where a folder is needed: remove or rename it",
     errno.EISDIR: "a folder lies where a file is needed: remove or rename it",
     errno.EIO: "the disk reports an error: check it, or use a workspace on another disk",
+    errno.EMFILE: "this process has as many files open as it may: raise the limit (ulimit -n)",
+    errno.ENFILE: "this machine has as many files open as it may: end other programs or raise fs.file-max",
+    errno.ENOMEM: "there is not enough memory for it: end other programs, or raise ulimit -v or vm.max_map_count",
 }
+_SCARCE = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 
 
 @contextlib.contextmanager
@@ -45,6 +49,13 @@ def storage_errors(path: Path | str) -> Iterator[None]:
         if error.errno not in _ADVICE:
             raise
         raise StorageError(f"cannot write {path}: {_ADVICE[error.errno]}") from error
+
+
+def check_scarce(path: Path | str, error: Exception) -> None:
+    """Raise StorageError where `path` could not be read for want of file descriptors or memory: it is not broken."""
+    number = errno.ENOMEM if isinstance(error, MemoryError) else getattr(error, "errno", None)
+    if number in _SCARCE:
+        raise StorageError(f"cannot read {path}: {_ADVICE[number]}") from error
 
 
 @contextlib.contextmanager

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from tasks.errors import DataError
-from tasks.files import read_json
+from tasks.files import check_scarce, read_json
 from tasks.labels import LabelStore
 from tasks.npy import open_npy
 
@@ -21,6 +22,10 @@ FORMAT = 2
 Split = Literal["train", "val", "test"]
 SPLITS: tuple[str, ...] = get_args(Split)
 _MEND = "run the pairs stage again"
+_MOST_MAPPED = 128
+"""Shards of a store mapped at a time: each holds a file descriptor, often 1,024 are allowed, and 1,000 hours of video
+have some 29,000 shards.
+"""
 
 
 @dataclass(frozen=True)
@@ -94,30 +99,37 @@ class FrameStore:
         self,
         size: tuple[int, int],
         clips: list[StoredClip],
-        shards: list[np.ndarray],
+        shard_frames: Sequence[int],
+        shard: Callable[[int], np.ndarray],
         pairs: dict[str, Pairs],
         *,
         truth: LabelStore | None = None,
         optical_flow: FlowStore | None = None,
     ) -> None:
+        """shard_frames: the number of frames in each shard. shard: (number) -> its (T, H, W, 3) uint8 frames."""
         self.size = size
         self.clips = clips
         self.truth = truth
         self.optical_flow = optical_flow
-        self._shards = shards
-        self._shard_starts = np.cumsum([0, *(len(shard) for shard in shards)])
+        self._shard = shard
+        self._shard_starts = np.cumsum([0, *shard_frames])
         self._pairs = pairs
 
     @classmethod
     def open(cls, folder: Path) -> FrameStore:
-        """Map data/pairs. Raises DataError in one line where it is missing, broken or its files disagree."""
+        """Open data/pairs, whose shards are mapped when they are read. Raises DataError in one line where it is
+        missing, broken or its files disagree, StorageError where this process may open no more files.
+        """
         folder = Path(folder)
         document = _read_document(folder / "clips.json")
         size, clips = document["size"], document["clips"]
-        shards = [
-            open_npy(folder / shard_name(number), np.uint8, (*size, 3)) for number in range(len(document["shards"]))
-        ]
-        _check_clips(folder, clips, shards)
+
+        @lru_cache(maxsize=_MOST_MAPPED)
+        def shard(number: int) -> np.ndarray:
+            return open_npy(folder / shard_name(number), np.uint8, (*size, 3))
+
+        shard_frames = [len(shard(number)) for number in range(len(document["shards"]))]
+        _check_clips(folder, clips, shard_frames)
         truth = LabelStore.open(folder / "truth") if (folder / "truth").is_dir() else None
         optical_flow = _open_flow(folder / "flow", size) if (folder / "flow").is_dir() else None
         rows = clips[-1].stop if clips else 0
@@ -127,7 +139,7 @@ class FrameStore:
         if truth is not None and truth.size != size:
             raise DataError(f"{folder / 'truth'} is of size {truth.size}, the frames of {size}: {_MEND}")
         pairs = _read_pairs(folder / "pairs.parquet", clips)
-        return cls(size, clips, shards, pairs, truth=truth, optical_flow=optical_flow)
+        return cls(size, clips, shard_frames, shard, pairs, truth=truth, optical_flow=optical_flow)
 
     @classmethod
     def from_arrays(
@@ -161,7 +173,8 @@ class FrameStore:
         items = ((c.first_row + i, t) for c, per in zip(stored, truths, strict=True) for i, t in enumerate(per or ()))
         labels = LabelStore.from_items(size, items) if truth is not None else None
         flow_store = _stack_flow(stored, flows, size) if optical_flow is not None else None
-        return cls(size, stored, list(clips), pairs, truth=labels, optical_flow=flow_store)
+        shard_frames = [len(frames) for frames in clips]
+        return cls(size, stored, shard_frames, clips.__getitem__, pairs, truth=labels, optical_flow=flow_store)
 
     def __len__(self) -> int:
         """Number of frames."""
@@ -172,7 +185,7 @@ class FrameStore:
         if not 0 <= row < len(self):
             raise IndexError(f"row {row} of a store of {len(self)} frames")
         shard = int(np.searchsorted(self._shard_starts, row, side="right")) - 1
-        return np.asarray(self._shards[shard][row - self._shard_starts[shard]])
+        return np.asarray(self._shard(shard)[row - self._shard_starts[shard]])
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8 RGB copies of `rows` (B,), in their order; reads each shard once, front to back."""
@@ -182,15 +195,14 @@ class FrameStore:
         order = np.argsort(rows, kind="stable")
         ascending = rows[order]
         out = np.empty((len(rows), *self.size, 3), np.uint8)
-        cuts = np.searchsorted(ascending, self._shard_starts)
-        for shard, start, low, high in zip(self._shards, self._shard_starts[:-1], cuts[:-1], cuts[1:], strict=True):
-            if low < high:
-                out[order[low:high]] = shard[ascending[low:high] - start]
+        shards, lows = np.unique(np.searchsorted(self._shard_starts, ascending, side="right") - 1, return_index=True)
+        for shard, low, high in zip(shards.tolist(), lows, np.append(lows, len(rows))[1:], strict=True):
+            out[order[low:high]] = self._shard(shard)[ascending[low:high] - self._shard_starts[shard]]
         return out
 
     def clip_frames(self, clip: StoredClip) -> np.ndarray:
         """(T, H, W, 3) uint8 RGB, a view of the shard."""
-        return np.asarray(self._shards[clip.shard][clip.start : clip.start + clip.frames])
+        return np.asarray(self._shard(clip.shard)[clip.start : clip.start + clip.frames])
 
     def pairs(self, split: str | None = None) -> Pairs:
         """Pairs of one split, or of all, in ascending row_a."""
@@ -235,16 +247,16 @@ def _parse_clip(entry: dict[str, Any]) -> StoredClip:
     return StoredClip(**entry | {"annotated": None if annotated is None else tuple(annotated)})
 
 
-def _check_clips(folder: Path, clips: Iterable[StoredClip], shards: list[np.ndarray]) -> None:
+def _check_clips(folder: Path, clips: Iterable[StoredClip], shard_frames: Sequence[int]) -> None:
     """Rows must follow one another without gaps, each clip inside its shard, so that a row means one frame."""
-    starts = np.cumsum([0, *(len(shard) for shard in shards)]).tolist()
+    starts = np.cumsum([0, *shard_frames]).tolist()
     row = 0
     for clip in clips:
         annotated = clip.annotated or ()
         numbers = (clip.shard, clip.start, clip.frames, clip.first_row, *annotated)
         if not all(isinstance(number, int) for number in numbers) or clip.split not in SPLITS:
             raise DataError(f"{folder / 'clips.json'}: clip {clip.clip_id} has fields of the wrong kind: {_MEND}")
-        inside = 0 <= clip.shard < len(shards) and clip.first_row == row == starts[clip.shard] + clip.start
+        inside = 0 <= clip.shard < len(shard_frames) and clip.first_row == row == starts[clip.shard] + clip.start
         if (
             not inside
             or clip.frames < 1
@@ -270,6 +282,7 @@ def _read_pairs(path: Path, clips: list[StoredClip]) -> dict[str, Pairs]:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {_MEND}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        check_scarce(path, error)
         raise DataError(f"{path} is broken ({' '.join(str(error).split())[:120]}): {_MEND}") from None
     stops = np.array([clip.stop for clip in clips], np.int64)
     clip_a, clip_b = np.searchsorted(stops, row_a, side="right"), np.searchsorted(stops, row_b, side="right")

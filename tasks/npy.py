@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from tasks.errors import DataError
+from tasks.files import check_scarce
 
 _COPY_BYTES, _COPIED_AT_ONCE = 2**20, 2**26
 
@@ -69,13 +70,17 @@ class NpyWriter:
 
 
 def open_npy(path: Path, dtype: DTypeLike, row_shape: tuple[int, ...]) -> np.ndarray:
-    """Memory-mapped, read-only (N, *row_shape) array of exactly `dtype`. DataError if it is anything else."""
+    """Memory-mapped, read-only (N, *row_shape) array of exactly `dtype`. DataError if it is anything else.
+
+    Holds a file descriptor while it lives. Raises StorageError where there is none left, or no memory.
+    """
     try:
         # Mapping an array of no bytes is refused by some systems, so the header is read first.
         array: np.ndarray = np.load(path, mmap_mode="r" if _holds_rows(path) else None, allow_pickle=False)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: run the stage that writes it again") from None
     except (ValueError, EOFError, OSError) as error:
+        check_scarce(path, error)
         raise DataError(f"{path} is broken ({_one_line(error)}): run the stage that writes it again") from None
     if array.dtype != np.dtype(dtype) or array.ndim != 1 + len(row_shape) or array.shape[1:] != row_shape:
         raise DataError(

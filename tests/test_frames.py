@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import pickle
+import resource
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,7 @@ import pytest
 import torch
 
 from models.common.instances import Instances
-from tasks.errors import DataError
+from tasks.errors import DataError, StorageError
 from tasks.frame_writer import ClipPreparer, FrameWriter, PreparedClip
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore, LabelWriter
@@ -300,6 +303,39 @@ def test_arrays_that_do_not_fit():
         FrameStore.from_arrays([np.zeros((2, 4, 4, 3), np.float32)], ["train"], 24.0)
     with pytest.raises(ValueError, match="length"):
         FrameStore.from_arrays([frames_of(0, 2)], [], 24.0)
+
+
+@contextlib.contextmanager
+def files_allowed(count: int) -> Iterator[None]:
+    """What this process opens meanwhile must have a descriptor below `count`."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_store_may_have_more_shards_than_files_may_be_open(tmp_path):
+    folder = tmp_path / "pairs"
+    on_disk(folder)
+    count = 300
+    for number in range(count):
+        np.save(folder / f"frames-{number:05d}.npy", frames_of(number % 256, 1))
+    clip = {"source": "x", "split": "train", "start": 0, "frames": 1}
+    clips = [clip | {"clip_id": str(n), "shard": n, "first_row": n} for n in range(count)]
+    edit_document(folder, shards=[1] * count, clips=clips)
+    edit_pairs(folder, **{name: [] for name in ("clip_id", "row_a", "row_b", "dt_s", "split")})
+    rows = np.array([299, 0, 150, 299, *range(300)])
+    with files_allowed(200):
+        store = FrameStore.open(folder)
+        np.testing.assert_array_equal(store.gather(rows)[:, 0, 0, 0], rows % 256)
+
+
+def test_too_many_open_files_are_not_taken_for_a_broken_store(tmp_path):
+    on_disk(tmp_path / "pairs")
+    with files_allowed(0), pytest.raises(StorageError, match=r"frames-00000\.npy: .*ulimit -n"):
+        open_npy(tmp_path / "pairs" / "frames-00000.npy", np.uint8, (*SIZE, 3))
 
 
 def edit_clips(folder: Path, **changes: object) -> None:

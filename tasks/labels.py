@@ -81,6 +81,11 @@ class LabelStore:
         """Number of instances over all rows."""
         return len(self.rows)
 
+    def labelled_rows(self) -> np.ndarray:
+        """(R,) int64: each row that has any, once, ascending."""
+        # np.unique would sort what is sorted: 24 s instead of .3 for the labels of 200 hours.
+        return self.rows[np.diff(self.rows, prepend=-1) > 0]
+
     def __getitem__(self, row: int) -> Instances:
         """Instances of frame `row`, empty where there are none; boxes are mask extents."""
         # Here and not above: the pairs stage writes truth, and reads none, without torch.

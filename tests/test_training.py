@@ -16,6 +16,7 @@ from models.common.images import to_tensor
 from models.common.instances import Instances
 from models.interface import Batch
 from tasks.errors import CollapseError, NothingLeftError
+from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.prefetch import prefetch
 from tasks.training.augment import Augmentation, draw_augmentation, grey_table
@@ -103,6 +104,19 @@ def test_no_pair_and_no_label_are_said() -> None:
         pair_samples(store)
     with pytest.raises(NothingLeftError, match="things move"):
         labelled_samples(store, LabelStore.from_items((SIDE, SIDE), []))
+
+
+def test_labelled_samples_are_the_rows_of_train_clips_that_have_labels_each_once() -> None:
+    store = FrameStore.from_arrays(
+        [np.zeros((frames, 2, 2, 3), np.uint8) for frames in (3, 2, 4)], ["train", "val", "train"], rate_hz=10.0
+    )  # rows 0 to 2, 3 to 4, 5 to 8
+    one = Instances.from_masks(torch.ones(1, 2, 2, dtype=torch.bool), torch.ones(1))
+    two = Instances.from_masks(torch.ones(2, 2, 2, dtype=torch.bool), torch.ones(2))
+    labels = LabelStore.from_items((2, 2), [(0, two), (2, one), (3, one), (4, two), (5, one), (8, two), (9, one)])
+    np.testing.assert_array_equal(labels.labelled_rows(), [0, 2, 3, 4, 5, 8, 9])
+    samples = labelled_samples(store, labels)
+    np.testing.assert_array_equal(samples.row_a, [0, 2, 5, 8])
+    assert samples.row_a.dtype == np.int64
 
 
 class Diverging(ToySegmenter):

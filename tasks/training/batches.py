@@ -170,12 +170,10 @@ def labelled_samples(store: FrameStore, labels: LabelStore) -> Samples:
     A frame without labels may hold objects that stood still: as a negative example it would teach to miss them.
     Raises NothingLeftError if no row is left.
     """
-    rows = np.unique(labels.rows)
-    spans = [(clip.first_row, clip.stop) for clip in store.clips if clip.split == "train"]
-    kept = np.zeros(len(rows), bool)
-    for start, stop in spans:
-        kept |= (rows >= start) & (rows < stop)
-    rows = rows[kept].astype(np.int64)
+    rows = labels.labelled_rows()
+    clips = np.searchsorted(np.array([clip.stop for clip in store.clips], np.int64), rows, side="right")
+    trains = np.array([*(clip.split == "train" for clip in store.clips), False])  # the last: rows of no clip
+    rows = rows[trains[clips]].astype(np.int64)
     if not len(rows):
         raise NothingLeftError(
             "no frame of the train split has a label, nothing was seen to move on its own: "

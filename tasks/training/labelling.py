@@ -71,7 +71,7 @@ def label_train_clips(
             "their background, or lower train.motion_labels.min_area or min_speed"
         )
     made = read_json(folder / "made.json")
-    return Labels(labels, len(np.unique(labels.rows)), float(made["seconds"]), reused)
+    return Labels(labels, len(labels.labelled_rows()), float(made["seconds"]), reused)
 
 
 def _make(

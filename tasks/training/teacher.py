@@ -84,7 +84,7 @@ def add_taught(labels: Labels, teacher: Teacher, store: FrameStore, trust: Trust
     if not folder.is_dir():
         LabelStore.write(folder, store.size, teach(teacher.predict, store, labels.store, trust))
     taught = LabelStore.open(folder)
-    return replace(labels, store=taught, images=len(np.unique(taught.rows)), added=taught.count - labels.store.count)
+    return replace(labels, store=taught, images=len(taught.labelled_rows()), added=taught.count - labels.store.count)
 
 
 def teach(predict: Predict, store: FrameStore, labels: LabelStore, trust: Trust) -> Iterator[tuple[int, Instances]]:

@@ -214,6 +214,16 @@ class FrameStore:
         return Pairs(*joined)[np.argsort(joined[0], kind="stable")]
 
 
+def open_clip(folder: Path, clip: StoredClip, size: tuple[int, int]) -> np.ndarray:
+    """(T, H, W, 3) uint8 RGB, a view of the frames of one clip of a store in `folder`, of which only its shard is
+    opened: the pairs of 1,000 hours take gigabytes. Raises what `FrameStore.open` raises.
+    """
+    frames = open_npy(folder / shard_name(clip.shard), np.uint8, (*size, 3))[clip.start : clip.start + clip.frames]
+    if len(frames) != clip.frames:
+        raise DataError(f"{folder / shard_name(clip.shard)} ends before clip {clip.clip_id} does: {_MEND}")
+    return frames
+
+
 def shard_name(number: int) -> str:
     return f"frames-{number:05d}.npy"
 
@@ -270,28 +280,54 @@ def _check_clips(folder: Path, clips: Iterable[StoredClip], shard_frames: Sequen
 
 
 def _read_pairs(path: Path, clips: list[StoredClip]) -> dict[str, Pairs]:
+    """Batch by batch, since a table of millions of pairs takes ten times the memory of what is kept of it."""
     # Here and not above: training runs on machines without pyarrow, from stores in memory.
     import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
+    stops = np.array([clip.stop for clip in clips], np.int64)
+    known = np.array([SPLITS.index(clip.split) for clip in clips], np.int8)
+    names, kinds = [field.name for field in fields(Pairs)], (np.int64, np.int64, np.float32)
+    parts = {split: [[np.zeros(0, kind)] for kind in kinds] for split in SPLITS}
     try:
-        table = pq.read_table(path, columns=["row_a", "row_b", "dt_s", "split"])
-        row_a, row_b = (table[name].to_numpy().astype(np.int64) for name in ("row_a", "row_b"))
-        dt_s = table["dt_s"].to_numpy().astype(np.float32)
-        split = np.asarray(table["split"].to_pylist(), dtype=object)
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=[*names, "split"]):
+                splits = pc.index_in(batch["split"], value_set=pa.array(SPLITS)).fill_null(-1).to_numpy()
+                columns = [
+                    batch[name].to_numpy(zero_copy_only=False).astype(kind)
+                    for name, kind in zip(names, kinds, strict=True)
+                ]
+                _check_pairs(path, columns[0], columns[1], splits, stops, known)
+                for number, split in enumerate(SPLITS):
+                    for part, column in zip(parts[split], columns, strict=True):
+                        part.append(column[splits == number])
     except FileNotFoundError:
         raise DataError(f"{path} is missing: {_MEND}") from None
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
         check_scarce(path, error)
         raise DataError(f"{path} is broken ({' '.join(str(error).split())[:120]}): {_MEND}") from None
-    stops = np.array([clip.stop for clip in clips], np.int64)
+    return {split: Pairs(*(_join(part) for part in parts[split])) for split in SPLITS}
+
+
+def _check_pairs(
+    path: Path, row_a: np.ndarray, row_b: np.ndarray, splits: np.ndarray, stops: np.ndarray, known: np.ndarray
+) -> None:
+    """stops, known: of each clip the end of its rows and the number of its split; splits: those that the pairs name."""
     clip_a, clip_b = np.searchsorted(stops, row_a, side="right"), np.searchsorted(stops, row_b, side="right")
-    if len(row_a) and (row_a.min() < 0 or clip_a.max() >= len(clips) or (clip_a != clip_b).any()):
+    if len(row_a) and (row_a.min() < 0 or clip_a.max() >= len(stops) or (clip_a != clip_b).any()):
         raise DataError(f"{path} has a pair whose frames are not of one clip: {_MEND}")
-    known = np.array([clips[number].split for number in clip_a], dtype=object)
-    if (split != known).any():
+    if (splits != known[clip_a]).any():
         raise DataError(f"{path} and clips.json disagree on the splits: {_MEND}")
-    return {name: Pairs(row_a[split == name], row_b[split == name], dt_s[split == name]) for name in SPLITS}
+
+
+def _join(part: list[np.ndarray]) -> np.ndarray:
+    """Frees the pieces, of which there are as many bytes as of the whole."""
+    whole = np.concatenate(part)
+    part.clear()
+    return whole
 
 
 def _open_flow(folder: Path, size: tuple[int, int]) -> FlowStore:

@@ -9,7 +9,9 @@ import os
 import pickle
 import resource
 import shutil
+import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +23,7 @@ import torch
 from models.common.instances import Instances
 from tasks.errors import DataError, StorageError
 from tasks.frame_writer import ClipPreparer, FrameWriter, PreparedClip
-from tasks.frames import FrameStore
+from tasks.frames import FrameStore, open_clip
 from tasks.labels import LabelStore, LabelWriter
 from tasks.npy import NpyWriter, open_npy
 
@@ -336,6 +338,30 @@ def test_too_many_open_files_are_not_taken_for_a_broken_store(tmp_path):
     on_disk(tmp_path / "pairs")
     with files_allowed(0), pytest.raises(StorageError, match=r"frames-00000\.npy: .*ulimit -n"):
         open_npy(tmp_path / "pairs" / "frames-00000.npy", np.uint8, (*SIZE, 3))
+
+
+def test_one_clip_is_opened_without_the_rest(tmp_path):
+    store = on_disk(tmp_path / "pairs")
+    (tmp_path / "pairs" / "pairs.parquet").unlink()
+    np.testing.assert_array_equal(open_clip(tmp_path / "pairs", store.clips[1], SIZE), frames_of(1, 1))
+    with pytest.raises(DataError, match="ends before"):
+        open_clip(tmp_path / "pairs", replace(store.clips[1], frames=2), SIZE)
+
+
+def test_pairs_take_little_more_memory_than_what_is_kept_of_them(tmp_path):
+    on_disk(tmp_path / "pairs")
+    count = 200_000
+    columns = {"clip_id": ["-"] * count, "row_a": [4] * count, "row_b": [5] * count, "dt_s": [0.1] * count}
+    edit_pairs(tmp_path / "pairs", **columns, split=["train"] * count)
+    FrameStore.open(tmp_path / "pairs")  # imports
+    tracemalloc.start()
+    try:
+        store = FrameStore.open(tmp_path / "pairs")
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(store.pairs("train")) == count
+    assert peak < 60 * count  # 20 are kept of each
 
 
 def edit_clips(folder: Path, **changes: object) -> None:

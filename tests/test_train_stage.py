@@ -347,6 +347,18 @@ def test_labels_lie_at_the_rows_of_their_frames(workspace: Path, monkeypatch: py
     assert label(workspace, workspace / "labels-a").reused
 
 
+def test_a_labeller_reads_its_own_clip_alone(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "label_clip", one_square)
+    pairs = workspace / "data" / "pairs"
+    store = FrameStore.open(pairs)
+    for name in ("pairs.parquet", "clips.json"):
+        (pairs / name).unlink()
+    made = labelling.label_train_clips(
+        pairs, store, tiny_params().train.motion_labels, workspace / "labels-a", workers=1
+    )
+    assert made.images
+
+
 def test_labels_of_finished_clips_survive_a_kill(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[int] = []
 

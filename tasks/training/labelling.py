@@ -7,7 +7,6 @@ import sys
 import time
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from models.motion_labels.config import MotionLabelsConfig
 from models.motion_labels.labeller import label_clip
 from tasks.errors import DataError, NothingLeftError, StorageError
 from tasks.files import atomic_folder, read_json, write_json
-from tasks.frames import FrameStore, StoredClip
+from tasks.frames import FrameStore, StoredClip, open_clip
 from tasks.labels import LabelStore, LabelWriter
 from tasks.pool import map_unordered
 
@@ -36,10 +35,11 @@ class Labels:
 
 @dataclass(frozen=True)
 class _Job:
-    """One clip of the frame store in `pairs`, to be labelled into `folder`."""
+    """One clip of the frame store in `pairs`, whose frames are of `size`, to be labelled into `folder`."""
 
     pairs: Path
     clip: StoredClip
+    size: tuple[int, int]
     config: MotionLabelsConfig
     folder: Path
 
@@ -85,7 +85,9 @@ def _make(
 ) -> None:
     started = time.perf_counter()
     parts = folder.with_name(f"{folder.name}.parts")
-    todo = [_Job(pairs, clip, config, parts / clip.clip_id) for clip in clips if not (parts / clip.clip_id).is_dir()]
+    todo = [
+        _Job(pairs, clip, size, config, parts / clip.clip_id) for clip in clips if not (parts / clip.clip_id).is_dir()
+    ]
     failed: list[str] = []
     for outcome in map_unordered(_label, todo, workers, "label clips", executor=executor):
         if isinstance(outcome.error, StorageError):
@@ -106,13 +108,8 @@ def _make(
 
 def _label(job: _Job) -> int:
     """Number of instances found; runs in a process of its own."""
-    store = _open(job.pairs)
-    found = label_clip(np.ascontiguousarray(store.clip_frames(job.clip)), job.config)
+    frames = open_clip(job.pairs, job.clip, job.size)
+    found = label_clip(np.ascontiguousarray(frames), job.config)
     if len(found) != job.clip.frames:
         raise DataError(f"the labeller gave {len(found)} results for {job.clip.frames} frames")
-    return LabelStore.write(job.folder, store.size, enumerate(found))
-
-
-@lru_cache(maxsize=1)
-def _open(pairs: Path) -> FrameStore:
-    return FrameStore.open(pairs)
+    return LabelStore.write(job.folder, job.size, enumerate(found))

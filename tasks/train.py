@@ -339,7 +339,14 @@ def _publish(session: _Session, fitted: Fitted, out: Path) -> None:
 
 def _summarise(session: _Session, fitted: Fitted) -> dict[str, Any]:
     train, labels, frames = session.params.train, session.labels, session.frames
-    made = None if labels is None else {"count": labels.store.count, "images": labels.images, "seconds": labels.seconds}
+    made = None
+    if labels is not None:
+        made = {
+            "count": labels.store.count,
+            "images": labels.images,
+            "seconds": labels.seconds,
+            "failed": list(labels.failed),
+        }
     teacher = None
     if labels is not None and train.teacher is not None:
         teacher = {"sha256": session.fingerprint["teacher"], "folder": train.teacher, "added": labels.added}

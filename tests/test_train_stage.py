@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from tasks.files import read_json
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.params import Params
+from tasks.pool import DIED, Outcome, WorkerDied
 from tasks.predict import Predictor
 from tasks.training import labelling, validation
 from tasks.training.history import History
@@ -391,8 +393,44 @@ def test_a_clip_that_cannot_be_labelled_is_left_out_and_named(
         return one_square(frames, config)
 
     monkeypatch.setattr(labelling, "label_clip", fail_first)
-    assert label(workspace, workspace / "labels-a").store.count > 0
+    made = label(workspace, workspace / "labels-a")
+    assert made.store.count > 0
     assert "labels: left out synthetic" in capsys.readouterr().err
+    first = next(clip for clip in FrameStore.open(workspace / "data" / "pairs").clips if clip.split == "train")
+    again = label(workspace, workspace / "labels-a")
+    assert again.reused
+    assert again.failed == made.failed == [{"clip_id": first.clip_id, "reason": "no flow"}]
+
+
+def test_clips_that_were_not_labelled_stand_in_the_summary(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labelling, "label_clip", one_square)
+    failed = [{"clip_id": "a", "reason": "b"}]
+    make = train.label_train_clips
+    monkeypatch.setattr(train, "label_train_clips", lambda *a, **k: replace(make(*a, **k), failed=failed))
+    train.run(tiny_params(), workspace)
+    summary = json.loads((workspace / "outputs" / "train" / "summary.json").read_text())
+    assert summary["labels"]["failed"] == failed
+
+
+def test_labels_are_not_published_without_clips_that_ended_their_process(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(labelling, "label_clip", one_square)
+
+    def last_died(function: Any, items: list[Any], *_: Any, **__: Any) -> Iterator[Outcome[Any, Any]]:
+        yield from (Outcome(i, item, value=function(item)) for i, item in enumerate(items[:-1]))
+        yield Outcome(len(items) - 1, items[-1], error=WorkerDied(DIED))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(labelling, "map_unordered", last_died)
+        last = [clip for clip in FrameStore.open(workspace / "data" / "pairs").clips if clip.split == "train"][-1]
+        with pytest.raises(MosisError, match=rf"memory \({last.clip_id}\): run again"):
+            label(workspace, workspace / "labels-a")
+    assert not (workspace / "labels-a").exists()
+    calls: list[int] = []
+    monkeypatch.setattr(labelling, "label_clip", lambda f, c: calls.append(1) or one_square(f, c))
+    assert list(label(workspace, workspace / "labels-a").failed) == []
+    assert len(calls) == 1
 
 
 def test_nothing_that_moves_is_said(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -93,6 +93,8 @@ def describe_run(inputs: Inputs) -> Facts:
     if labels:
         rows.append(("learned from", f"{count(labels.get('count'))} labels on {count(labels.get('images'))} images"))
         rows.append(("labels made in", duration(labels.get("seconds"))))
+        if labels.get("failed"):
+            rows.append(("clips that could not be labelled", count(len(labels["failed"]))))
     if teacher := _inner(train, "teacher"):
         rows.append(("of them added by the teacher", f"{count(teacher.get('added'))} ({teacher.get('folder')})"))
     return Facts(rows)

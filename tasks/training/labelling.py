@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,17 @@ import numpy as np
 
 from models.motion_labels.config import MotionLabelsConfig
 from models.motion_labels.labeller import label_clip
-from tasks.errors import DataError, NothingLeftError, StorageError
+from tasks.errors import DataError, MosisError, NothingLeftError, StorageError
 from tasks.files import atomic_folder, read_json, write_json
 from tasks.frames import FrameStore, StoredClip, open_clip
 from tasks.labels import LabelStore, LabelWriter
-from tasks.pool import map_unordered
+from tasks.pool import WorkerDied, map_unordered
 
 
 @dataclass(frozen=True)
 class Labels:
     """images: frames with at least one label. seconds: what making them took, whenever that was. added: by a teacher,
-    `tasks.training.teacher`.
+    `tasks.training.teacher`. failed: clips without labels since the labeller failed on them, clip_id and reason.
     """
 
     store: LabelStore
@@ -31,6 +32,7 @@ class Labels:
     seconds: float
     reused: bool
     added: int = 0
+    failed: Sequence[Mapping[str, str]] = ()
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,9 @@ def label_train_clips(
     """Labels of every train clip as a LabelStore in `folder`, whose name must change with data, settings and code.
 
     Finished clips are kept beside it until all are done, so a run that was killed goes on where it was. A clip on
-    which the labeller fails is left out and named. Raises NothingLeftError where nothing moves, or every clip failed.
+    which the labeller fails is left out, named and recorded. Raises NothingLeftError where nothing moves, or every clip
+    failed, MosisError where memory did not suffice for a clip: that is no property of the clip, and labels without it
+    would stand for those of the data.
     """
     if not folder.is_dir():
         clips = [clip for clip in store.clips if clip.split == "train"]
@@ -71,7 +75,7 @@ def label_train_clips(
             "their background, or lower train.motion_labels.min_area or min_speed"
         )
     made = read_json(folder / "made.json")
-    return Labels(labels, len(labels.labelled_rows()), float(made["seconds"]), reused)
+    return Labels(labels, len(labels.labelled_rows()), float(made["seconds"]), reused, failed=made.get("failed", []))
 
 
 def _make(
@@ -88,21 +92,31 @@ def _make(
     todo = [
         _Job(pairs, clip, size, config, parts / clip.clip_id) for clip in clips if not (parts / clip.clip_id).is_dir()
     ]
-    failed: list[str] = []
+    failed: list[dict[str, str]] = []
+    died: list[str] = []
     for outcome in map_unordered(_label, todo, workers, "label clips", executor=executor):
         if isinstance(outcome.error, StorageError):
             raise outcome.error
         if outcome.error is not None:
-            failed.append(f"{outcome.item.clip.source}: {' '.join(str(outcome.error).split())}")
-            print(f"labels: left out {failed[-1]}", file=sys.stderr, flush=True)
+            clip, reason = outcome.item.clip, " ".join(str(outcome.error).split()) or type(outcome.error).__name__
+            print(f"labels: left out {clip.source}: {reason}", file=sys.stderr, flush=True)
+            failed.append({"clip_id": clip.clip_id, "reason": reason})
+            if isinstance(outcome.error, WorkerDied | MemoryError):
+                died.append(clip.clip_id)
+    if died:
+        raise MosisError(
+            f"labels: {len(died)} clips ended their process, most likely for want of memory ({', '.join(died[:5])}): "
+            "run again, what is labelled is kept; should it happen again, lower train.workers or take them out"
+        )
     if clips and len(failed) == len(clips):
-        raise NothingLeftError(f"no clip could be labelled, first {failed[0]}")
+        raise NothingLeftError(f"no clip could be labelled, first {failed[0]['clip_id']}: {failed[0]['reason']}")
     with atomic_folder(folder) as temporary:
         with LabelWriter(temporary, size) as writer:
             for clip in sorted(clips, key=lambda clip: clip.first_row):
                 if (parts / clip.clip_id).is_dir():
                     writer.extend(LabelStore.open(parts / clip.clip_id), first_row=clip.first_row)
-        write_json(temporary / "made.json", {"seconds": round(time.perf_counter() - started, 1)})
+        seconds = round(time.perf_counter() - started, 1)
+        write_json(temporary / "made.json", {"seconds": seconds, "failed": failed})
     shutil.rmtree(parts, ignore_errors=True)
 
 

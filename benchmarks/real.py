@@ -37,8 +37,9 @@ from tasks.files import atomic_folder, read_json, sha256_tree, write_json
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore, LabelWriter
 from tasks.pool import map_unordered
+from tasks.precision import autocast_dtype
 from tasks.process import count_cores
-from tasks.training.loop import autocast_dtype, fit
+from tasks.training.loop import fit
 
 KINDS: dict[str, dict[str, Any]] = {
     "real": {"settings": {"objective": "motion_labels", **INFERENCE}, "labels": "motion"},
@@ -134,7 +135,8 @@ def train_row(plan: RealPlan, setting: Setting) -> Row:
         labels, label_seconds = open_labels(store, setting.cache, workers=setting.threads)
     model, row = train(plan.training, store, labels, setting)
     rows = np.arange(len(store)) if plan.kind == "real" else rows_of(store, "test")
-    found = predict(model, store, rows, device=device, dtype=autocast_dtype("auto", device))
+    dtype = autocast_dtype(make_recipe(plan.training, 1).precision, device)
+    found = predict(model, store, rows, device=device, dtype=dtype)
     if plan.kind == "real":
         assert labels is not None
         row |= score_sequences(footage, found, labels)

@@ -24,7 +24,8 @@ from benchmarks.scores import predict, score
 from benchmarks.train_step import choose_device
 from models.interface import Segmenter
 from models.mosis.config import MosisConfig, Objective, Preset
-from tasks.training.loop import Hooks, Recipe, autocast_dtype, fit
+from tasks.precision import autocast_dtype
+from tasks.training.loop import Hooks, Recipe, fit
 from tasks.training.optimise import Optimisation
 
 _NEVER = 10**9

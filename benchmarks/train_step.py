@@ -33,9 +33,10 @@ from models.interface import Batch
 from models.mosis.config import MosisConfig, Preset
 from models.mosis.model import Mosis
 from tasks.frames import FrameStore
+from tasks.precision import autocast_dtype
 from tasks.sources.synthetic import generate_video
 from tasks.training.batches import labelled_samples, make_batch, pair_samples, torch_seed
-from tasks.training.loop import autocast_dtype, numerics, train_step
+from tasks.training.loop import numerics, train_step
 from tasks.training.optimise import Optimisation, build_optimizer
 
 SIDE = 128

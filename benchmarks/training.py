@@ -20,7 +20,8 @@ from models.interface import Segmenter
 from tasks.errors import ParamsError
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
-from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
+from tasks.precision import autocast_dtype
+from tasks.training.loop import Fitted, Hooks, Recipe, fit
 from tasks.training.optimise import Optimisation
 from tasks.training.own_labels import check_any, infer_labels, round_samples, take
 from tasks.training.self_training import relabel
@@ -117,7 +118,7 @@ def describe_training(plan: Plan, model: Segmenter, fitted: Fitted, train_frames
 
 def score_row(plan: Plan, model: Segmenter, video: Video, setting: Setting, device: torch.device) -> Row:
     """Scores on the test split, the same again on the fresh videos, and recall of what stands still there."""
-    dtype = autocast_dtype("auto", device)
+    dtype = autocast_dtype(make_recipe(plan, 1).precision, device)
     rows = video.rows("test")[:: plan.test_step]
     found = predict(model, video.store, rows, device=device, dtype=dtype)
     truth = video.truth(rows)

@@ -22,6 +22,7 @@ from models.interface import Segmenter
 from tasks import params as parameters
 from tasks.clips import ClipReader
 from tasks.errors import DataError, MosisError, ParamsError
+from tasks.precision import autocast_dtype
 from tasks.prefetch import prefetch
 
 FORMAT = 1
@@ -35,11 +36,14 @@ _AGAIN = "run the train stage again (`dvc repro train`)"
 class Predictor:
     """A segmenter ready for inference. Frames are stretched to the training size, as the pairs stage did it."""
 
-    def __init__(self, model: Segmenter, size: tuple[int, int], device: torch.device | str = "cpu") -> None:
-        """size: (height, width) in pixels that `model` sees, those of its training."""
+    def __init__(
+        self, model: Segmenter, size: tuple[int, int], device: torch.device | str = "cpu", precision: str = "auto"
+    ) -> None:
+        """size: (height, width) in pixels that `model` sees, precision: of params.train, both those of its training."""
         self.size = size
         self.device = torch.device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
+        self._dtype = autocast_dtype(precision, self.device)
 
     @classmethod
     def load(cls, weights: Path, resolved: Path, device: str = "auto") -> Predictor:
@@ -59,7 +63,7 @@ class Predictor:
             raise DataError(f"{weights}: not readable weights ({_first_line(error)}): {_AGAIN}") from None
         except RuntimeError as error:
             raise DataError(f"{weights} does not fit {resolved} ({_first_line(error)}): {_AGAIN}") from None
-        return cls(model, size, choose_device(device))
+        return cls(model, size, choose_device(device), params.train.precision)
 
     @torch.inference_mode()
     def __call__(self, frames: Sequence[np.ndarray], score_threshold: float | None = None) -> list[Instances]:
@@ -72,16 +76,11 @@ class Predictor:
         def run(group: list[np.ndarray]) -> list[Instances]:
             size = (group[0].shape[0], group[0].shape[1])
             images = to_tensor(np.stack([resize_frame(frame, self.size) for frame in group]), self.device)
-            with self._autocast():
+            with torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not None):
                 found = self.model.predict(images, score_threshold=score_threshold, output_size=size)
             return [_to_cpu(instances) for instances in found]
 
         return by_size(frames, run)
-
-    def _autocast(self) -> contextlib.AbstractContextManager[object]:
-        if self.device.type != "cuda":
-            return contextlib.nullcontext()
-        return torch.autocast("cuda", torch.bfloat16)
 
 
 def by_size(frames: Sequence[np.ndarray], run: Callable[[list[np.ndarray]], list[Instances]]) -> list[Instances]:

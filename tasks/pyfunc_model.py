@@ -90,6 +90,9 @@ class Snapshot:
             package = import_snapshot(sources)
             self.images = importlib.import_module(f"{package.__name__}.common.images")
             self.model = build_model(package, document["params"]["train"], self.size)
+        # As `tasks.precision` says; models of before may not name it.
+        precision = document["params"]["train"].get("precision", "auto")
+        self.reduced = precision == "bfloat16" or (precision == "auto" and self.device.type == "cuda")
         self.model.load_state_dict(safetensors.torch.load_file(weights), strict=True)
         self.model.to(self.device).to(memory_format=torch.channels_last).eval()
 
@@ -98,7 +101,7 @@ class Snapshot:
         """The snapshot's own Instances of each of (N, H, W, 3) uint8 RGB, best score first, in the images' pixels."""
         height, width = images.shape[1:3]
         small = np.stack([self.images.resize_frame(image, self.size) for image in images])
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.device.type == "cuda"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.reduced):
             found: list[Any] = self.model.predict(
                 self.images.to_tensor(small, self.device), score_threshold=threshold, output_size=(height, width)
             )

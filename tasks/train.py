@@ -29,6 +29,7 @@ from tasks.files import atomic_folder, atomic_path, read_json, sha256_tree, writ
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.params import STAGES, Params, TrainParams
+from tasks.precision import autocast_dtype
 from tasks.predict import FORMAT, choose_device
 from tasks.progress import Progress
 from tasks.tracking import Tracker
@@ -40,7 +41,7 @@ from tasks.training.distributed import ALONE, Ranks, check_alike, choose_local_d
 from tasks.training.history import History
 from tasks.training.labelling import Labels, label_train_clips
 from tasks.training.launch import launch
-from tasks.training.loop import Fitted, Hooks, Recipe, autocast_dtype, fit
+from tasks.training.loop import Fitted, Hooks, Recipe, fit
 from tasks.training.optimise import Optimisation
 from tasks.training.own_labels import check_any, infer_round
 from tasks.training.ranks import read_rank

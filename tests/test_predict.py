@@ -22,6 +22,7 @@ from tasks import params as parameters
 from tasks.clips import ClipReader
 from tasks.errors import DataError, ParamsError
 from tasks.predict import Predictor, choose_device, predict_frames, shared_cores
+from tasks.pyfunc_model import Snapshot
 
 SIZE = (64, 96)
 # An untrained network is sure of nothing: without this all its masks are empty.
@@ -133,6 +134,31 @@ def test_loaded_weights_predict_as_the_model_did(tmp_path: Path) -> None:
     assert found.scores.tolist() == pytest.approx(expected.scores.tolist(), abs=1e-5)
     (wide,) = predictor([frame.repeat(2, axis=1)], 0.0)
     assert wide.size == (SIZE[0], 2 * SIZE[1])
+
+
+@pytest.mark.parametrize("registered", [False, True])
+@pytest.mark.parametrize(("precision", "reduced"), [("auto", False), ("float32", False), ("bfloat16", True)])
+def test_a_model_computes_in_the_precision_of_its_training(
+    tmp_path: Path, precision: str, *, registered: bool, reduced: bool
+) -> None:
+    params = parameters.to_dict(parameters.parse({"train": {**UNTRAINED["train"], "precision": precision}}))
+    weights, resolved = write_weights(tmp_path, params=params)
+    seen: list[bool] = []
+
+    def predict(images: Tensor, **_: Any) -> list[Instances]:
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return [Instances.empty(*SIZE)] * len(images)
+
+    frame = half_bright(*SIZE)
+    if registered:
+        snapshot = Snapshot(weights, resolved, Path(models.__file__).parent, "cpu")
+        snapshot.model.predict = predict
+        snapshot(frame[None], None)
+    else:
+        predictor = Predictor.load(weights, resolved, device="cpu")
+        predictor.model.predict = predict  # type: ignore[method-assign]
+        predictor([frame])
+    assert seen == [reduced]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from models.interface import Batch
 from tasks.errors import CollapseError, NothingLeftError
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
+from tasks.precision import autocast_dtype
 from tasks.prefetch import prefetch
 from tasks.training.augment import Augmentation, draw_augmentation, grey_table
 from tasks.training.batches import (
@@ -32,7 +33,7 @@ from tasks.training.batches import (
 )
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.collapse import CollapseWatch, describe, diagnose
-from tasks.training.loop import Hooks, autocast_dtype, fit
+from tasks.training.loop import Hooks, fit
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
 
 IDENTITY = grey_table(1.0, 0.0, invert=False)

@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 
 from models.interface import Batch, OpticalFlowEstimator, Segmenter
 from tasks.errors import CollapseError, MosisError, ParamsError
+from tasks.precision import autocast_dtype
 from tasks.prefetch import prefetch
 from tasks.training.batches import (
     RawBatch,
@@ -351,12 +352,6 @@ def train_step(
         nn.utils.clip_grad_norm_(model.parameters(), clip)
     optimizer.step()
     return {name: value.detach().float() for name, value in losses.items()}
-
-
-def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    """bfloat16 where asked for, or on CUDA by default; None means float32."""
-    reduced = precision == "bfloat16" or (precision == "auto" and device.type == "cuda")
-    return torch.bfloat16 if reduced else None
 
 
 def peak_mib(device: torch.device) -> float:

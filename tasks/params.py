@@ -145,7 +145,9 @@ class TrainParams:
     """Iterations between validations (AP where there is truth), sample pictures and collapse checks."""
     validation_images: PositiveInt = 96
     checkpoint_every: PositiveInt = 50
-    """Iterations between checkpoints: what a kill can cost."""
+    """Iterations between checkpoints: what a kill can cost on a slow machine."""
+    checkpoint_seconds: NonNegativeFloat = 30.0
+    """Least time between checkpoints: what a kill can cost on a fast one, which would else write more than train."""
     collapse_patience: PositiveInt = 3
     """Fail after this many degenerate validations in a row."""
     workers: NonNegativeInt = 0

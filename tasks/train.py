@@ -48,7 +48,7 @@ from tasks.training.ranks import read_rank
 from tasks.training.self_training import relabel
 from tasks.training.teacher import Teacher, Trust, add_taught, open_teacher
 
-_NO_EFFECT = ("workers", "checkpoint_every", "collapse_patience", "device")
+_NO_EFFECT = ("workers", "checkpoint_every", "checkpoint_seconds", "collapse_patience", "device")
 """Parameters that do not shape the weights: changing them does not throw away a checkpoint."""
 _FIRST_SPEAKS_SECONDS = 10.0
 
@@ -140,7 +140,7 @@ class _Session:
 
     def train(self) -> Fitted:
         train = self.params.train
-        checkpoints = Checkpoints(self.folder, self.fingerprint, train.checkpoint_every)
+        checkpoints = Checkpoints(self.folder, self.fingerprint, train.checkpoint_every, train.checkpoint_seconds)
         hooks = Hooks(self.on_resume, self.on_log, self.on_validate, self.on_checkpoint)
         label_store = None if self.labels is None else self.labels.store
         with contextlib.ExitStack() as shown:

@@ -79,6 +79,16 @@ def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
     assert (tmp_path / "weights.safetensors").read_bytes() == weights
 
 
+def test_checkpoints_are_no_closer_in_time_than_asked_but_for_the_last(tmp_path: Path) -> None:
+    train_in(tmp_path, iterations=10)
+    often = [path.name for path in sorted((tmp_path / "checkpoint").iterdir())]
+    assert often == ["checkpoint-00000005.pt", "checkpoint-00000010.pt"]
+    train_in(tmp_path / "seldom", iterations=10, seconds=1e6)
+    assert [path.name for path in (tmp_path / "seldom" / "checkpoint").iterdir()] == ["checkpoint-00000010.pt"]
+    weights = [(folder / "weights.safetensors").read_bytes() for folder in (tmp_path, tmp_path / "seldom")]
+    assert weights[0] == weights[1]
+
+
 @pytest.mark.parametrize("damage", ["truncated", "empty", "garbage", "other"])
 def test_a_broken_checkpoint_falls_back_to_the_one_before(tmp_path: Path, capsys: Any, damage: str) -> None:
     train_in(tmp_path, iterations=10)

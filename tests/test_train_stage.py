@@ -71,6 +71,7 @@ def tiny_document(**changes: Any) -> dict[str, Any]:
     document["pairs"] |= {"workers": 1, "train_share": 0.5, "val_share": 0.5}
     document["train"] = {
         "iterations": 6, "batch_size": 2, "validate_every": 3, "validation_images": 4, "checkpoint_every": 2,
+        "checkpoint_seconds": 0,
         "warmup_iterations": 2, "workers": 1, **changes,
     }  # fmt: skip
     return document
@@ -277,7 +278,7 @@ def test_the_fingerprint_covers_params_data_and_code(workspace: Path) -> None:
     assert set(before) == {"parameters", "data", "code", "torch version", "device"}
     assert take(seed=1)["parameters"] != before["parameters"]
     assert take(mosis={"top_k": 3})["parameters"] != before["parameters"]
-    assert take(workers=2, checkpoint_every=7, collapse_patience=9) == before
+    assert take(workers=2, checkpoint_every=7, checkpoint_seconds=1, collapse_patience=9) == before
     frames = pairs / "frames-00000.npy"
     content = bytearray(frames.read_bytes())
     content[-1] ^= 1

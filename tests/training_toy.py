@@ -96,13 +96,18 @@ def toy_recipe(**changes: Any) -> Recipe:
 
 
 def train_in(
-    folder: Path, *, kill_at: int | None = None, fingerprint: dict[str, str] | None = None, **changes: Any
+    folder: Path,
+    *,
+    kill_at: int | None = None,
+    fingerprint: dict[str, str] | None = None,
+    seconds: float = 0.0,
+    **changes: Any,
 ) -> Fitted:
     """Train a toy with checkpoints in `folder`, then write folder/weights.safetensors."""
     torch.manual_seed(7)
     model = ToySegmenter(kill_at=kill_at)
     store, labels = toy_store()
-    checkpoints = Checkpoints(folder / "checkpoint", fingerprint or {"params": "p"}, every=5)
+    checkpoints = Checkpoints(folder / "checkpoint", fingerprint or {"params": "p"}, every=5, seconds=seconds)
     hooks = Hooks(on_resume=lambda iteration, notes: print(iteration, *notes, sep="\n"))
     recipe = toy_recipe(augment=True, **changes)
     fitted = fit(model, store, recipe, labels=labels, checkpoints=checkpoints, hooks=hooks)

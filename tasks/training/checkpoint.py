@@ -47,11 +47,14 @@ class Found:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """The checkpoints in one folder. fingerprint: named digests of all that shapes the result."""
+    """The checkpoints in one folder. fingerprint: named digests of all that shapes the result. every: iterations from
+    one to the next, seconds: the least time between them; the last iteration has one whatever they are.
+    """
 
     folder: Path
     fingerprint: Mapping[str, str]
     every: int = 50
+    seconds: float = 0.0
 
     def save(self, state: State) -> Path:
         """Write `state`, then drop all but the last two. Raises StorageError where the disk refuses."""

@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from models.common.masks import crop_masks, paste_binary, paste_masks
+from models.common import masks as masks_module
+from models.common.masks import crop_masks, paste_binary, paste_masks, paste_together
 from models.mosis.appearance import AppearanceNetwork, anchor_grid, decode_boxes
 from models.mosis.config import NETWORKS
 
@@ -183,6 +184,23 @@ def test_binary_paste_is_the_thresholded_paste() -> None:
     boxes[:, 2:] += boxes[:, :2] + torch.rand(30, 2) * 40 + 0.5
     expected = paste_masks(masks, boxes, (37, 53)) > 0.4
     assert torch.equal(paste_binary(masks, boxes, (37, 53), 0.4), expected)
+
+
+@pytest.mark.parametrize("at_once", [1, 7 * 37 * 53, 10**9])
+def test_regions_pasted_together_are_those_pasted_one_by_one(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does, on the CPU."""
+    monkeypatch.setattr(masks_module, "PASTED_AT_ONCE", at_once)
+    torch.manual_seed(4)
+    masks, boxes = torch.rand(30, 14, 14), torch.rand(30, 4) * 60 - 20
+    boxes[:, 2:] += boxes[:, :2] + torch.rand(30, 2) * 40
+    for row, value in enumerate((float("nan"), float("inf"), -float("inf"))):
+        boxes[row, row] = value
+    boxes[3, 2:] = boxes[3, :2] - 5
+    together = paste_together(masks, boxes, (37, 53), 0.4)
+    assert together[4:].any((1, 2)).sum() > 15
+    assert not together[:4].any()
+    assert torch.equal(together, paste_binary(masks, boxes, (37, 53), 0.4))
+    assert paste_together(masks[:0], boxes[:0], (37, 53), 0.4).shape == (0, 37, 53)
 
 
 @pytest.mark.parametrize("box", [[5.0, 5.0, 5.0, 5.0], [9.0, 3.0, 2.0, 8.0], [500.0, 500.0, 600.0, 600.0]])

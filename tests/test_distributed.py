@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import ranks_toy
 import torch
+import torch.distributed as dist
 import yaml
 from test_train_stage import prepared, tiny_document
 from training_toy import toy_store
@@ -25,6 +26,7 @@ from tasks.files import read_json
 from tasks.params import BESIDE_STAGES, Params, parse
 from tasks.training.batches import labelled_samples, make_batch, pair_samples
 from tasks.training.distributed import ALONE, Ranks
+from tasks.training.joint_norm import join_norms
 from tasks.training.launch import launch
 from tasks.training.ranks import STORE, Rank, read_rank
 
@@ -66,6 +68,30 @@ def test_two_halves_have_the_losses_gradients_and_statistics_of_their_whole(
     for key, value in alone.items():
         bound = 5e-6 * scale if key.startswith("gradient") else 2e-6 * max(float(value.abs().max()), 1)
         assert float((joint[key] - value).abs().max()) <= bound, key
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_joint_norm_keeps_its_gradients_where_means_are_large(tmp_path: Path, dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
+    torch.nn.init.uniform_(model[0].weight, 0.5, 2.0)
+    join_norms(model)
+    x, grad = (10 + torch.randn(8, 3, 6, 6)).to(dtype).requires_grad_(), torch.randn(8, 3, 6, 6).to(dtype)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        found = model(x)
+        found.backward(grad)
+    finally:
+        dist.destroy_process_group()
+    wide = x.detach().double().requires_grad_()
+    expected = torch.nn.functional.batch_norm(
+        wide, None, None, model[0].weight.double(), model[0].bias.double(), training=True
+    )
+    expected.backward(grad.double())
+    assert x.grad is not None
+    assert wide.grad is not None
+    assert x.grad.dtype == found.dtype == dtype
+    assert float((x.grad - wide.grad).abs().max()) < 2 * torch.finfo(dtype).eps * float(wide.grad.abs().max())
 
 
 def test_two_processes_give_the_losses_of_one_and_only_the_first_writes(two: Path, tmp_path: Path) -> None:

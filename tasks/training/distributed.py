@@ -86,7 +86,7 @@ class JointRanks(Ranks):
         return _mean(value, self.count)
 
     def prepare(self, model: nn.Module) -> None:
-        join_norms(model, self._device)
+        join_norms(model)
 
     def wrap(self, model: Segmenter | OpticalFlowEstimator) -> Losses:
         if not isinstance(model, Segmenter):

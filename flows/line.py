@@ -7,7 +7,10 @@ and again: a long line keeps both, and the server's sqlite, busy with nothing el
 from __future__ import annotations
 
 import contextlib
-import time
+import contextvars
+import threading
+from collections.abc import Iterator
+from uuid import UUID
 
 import httpx
 from prefect import get_client
@@ -26,30 +29,42 @@ from prefect.states import Cancelled
 EVERY_S = 60.0
 
 
-class Line:
-    """Behind the run of a deployment that this process is; behind any other there is none."""
+@contextlib.contextmanager
+def keep_line_short() -> Iterator[None]:
+    """While the block lasts, in a thread: behind the run of a deployment; behind any other there is no line."""
+    identity, over = deployment.id, threading.Event()
+    if not identity:
+        yield
+        return
 
-    def __init__(self) -> None:
-        self._looked = -EVERY_S
+    def work() -> None:
+        while True:
+            shorten(identity)
+            if over.wait(EVERY_S):
+                return
 
-    def shorten(self) -> int:
-        """Cancel all that wait but the last, at most once in `EVERY_S`; how many.
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(work,), daemon=True, name="short line")
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()  # and nobody waits for a server that does not answer
 
-        That one looks for all that has come in the meantime. A server that does not answer costs nothing but the try.
-        """
-        identity = deployment.id
-        if not identity or time.monotonic() - self._looked < EVERY_S:
-            return 0
-        self._looked = time.monotonic()
-        waiting = FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=[identity]),
-            state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["AwaitingConcurrencySlot"])),
-        )
-        ended = 0
-        with contextlib.suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
-            found = client.read_flow_runs(flow_run_filter=waiting, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
-            for run in found[1:]:
-                state: State[None] = Cancelled(message="a run behind it looks for the same")
-                client.set_flow_run_state(run.id, state, force=True)
-                ended += 1
-        return ended
+
+def shorten(identity: str) -> int:
+    """Cancel all runs of the deployment that wait but the last; how many.
+
+    That one looks for all that has come in the meantime. A server that does not answer costs nothing but the try.
+    """
+    waiting = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[UUID(identity)]),
+        state=FlowRunFilterState(name=FlowRunFilterStateName(any_=["AwaitingConcurrencySlot"])),
+    )
+    ended = 0
+    with contextlib.suppress(httpx.HTTPError, PrefectException), get_client(sync_client=True) as client:
+        found = client.read_flow_runs(flow_run_filter=waiting, sort=FlowRunSort.EXPECTED_START_TIME_DESC)
+        for run in found[1:]:
+            state: State[None] = Cancelled(message="a run behind it looks for the same")
+            client.set_flow_run_state(run.id, state, force=True)
+            ended += 1
+    return ended

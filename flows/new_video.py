@@ -17,13 +17,13 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.settings import get_current_settings
 from prefect.states import Completed
 
-from flows.line import Line
+from flows.line import keep_line_short
 from flows.notify import DRIFTED, emit
 from flows.retrain import announce_growth
 from tasks import batch_record, drift, inbox, intake, library, params, tracking
-from tasks.errors import BusyError, MosisError, StorageError
+from tasks.errors import BusyError, ModelError, MosisError, StorageError
 from tasks.files import sha256_file
-from tasks.inbox import Arrival, Found, Seen
+from tasks.inbox import Arrival, Found, MovingError, Seen
 from tasks.library import Entry, Rejected
 from tasks.lineage import hide_secrets
 from tasks.params import Params
@@ -33,8 +33,9 @@ from tasks.worker_process import WorkerProcess
 
 RETRY_S = (5.0, 30.0, 120.0)
 """Before the first, second and every later retry."""
-MAX_STORAGE_FAILURES = 3
-"""In a row: then it is no matter of one video, and the others wait for the next run."""
+NO_FAULT_OF_THE_VIDEO = (StorageError, BusyError, ModelError)
+MAX_FAILURES = 3
+"""Of those in a row: then the others wait for the next run."""
 _SHOWN = 80
 
 
@@ -85,7 +86,7 @@ def new_video(folder: str) -> State[NewVideo]:
     """
     workspace = Path(folder).resolve()
     settings = params.load(workspace / "params.yaml")
-    with intake.lock(workspace):
+    with intake.lock(workspace), keep_line_short():
         done = take_in_all(workspace, settings)
     if done.taken:
         announce_growth(workspace, settings)
@@ -117,13 +118,12 @@ def take_in_all(workspace: Path, settings: Params) -> NewVideo:
     with model_store.fetch_files(uri, workspace, place=place) as (version, model_folder), WorkerProcess() as worker:
         result.version = version.version
         batch = Batch(workspace, settings, version, model_folder, worker, seen, attempt)
-        in_a_row, line = 0, Line()
+        in_a_row = 0
         for number, arrival in enumerate(new):
-            line.shorten()
             before = len(result.failures)
             take_in_one(batch, arrival, result)
             in_a_row = in_a_row + 1 if len(result.failures) > before else 0
-            if in_a_row >= MAX_STORAGE_FAILURES:
+            if in_a_row >= MAX_FAILURES:
                 result.waiting += [one.place.shown for one in new[number + 1 :]]
                 break
     publish(workspace, settings)
@@ -174,8 +174,9 @@ def leave_out_known(workspace: Path, arrivals: Sequence[Arrival], seen: Seen, at
 def take_in_one(batch: Batch, arrival: Arrival, result: NewVideo) -> None:
     """One video through its task; whatever becomes of it goes to `result`, and nothing of it is raised but Ctrl-C."""
     retries = batch.settings.service.retries
+    name = arrival.place.shown.rpartition("/")[2][:_SHOWN] or "video"
     work = take_in.with_options(
-        task_run_name=arrival.place.shown.rpartition("/")[2][:_SHOWN] or "video",
+        task_run_name=lambda: name,  # Prefect takes a string for a template, in which a file's name could ask for more
         retries=retries,
         retry_delay_seconds=[RETRY_S[min(number, len(RETRY_S) - 1)] for number in range(retries)],
         retry_condition_fn=may_pass_on_retry,
@@ -187,8 +188,10 @@ def take_in_one(batch: Batch, arrival: Arrival, result: NewVideo) -> None:
         result.taken.append(outcome)
     elif outcome is None:
         result.same.append(shown)
-    elif isinstance(outcome, StorageError | BusyError):
+    elif isinstance(outcome, NO_FAULT_OF_THE_VIDEO):
         result.failures.append(outcome)
+        result.waiting.append(shown)
+    elif isinstance(outcome, MovingError):
         result.waiting.append(shown)
     else:
         set_aside(batch, arrival, outcome, result)
@@ -197,8 +200,7 @@ def take_in_one(batch: Batch, arrival: Arrival, result: NewVideo) -> None:
 def set_aside(batch: Batch, arrival: Arrival, error: Any, result: NewVideo) -> None:
     """A content that failed for good; not one that nobody could read, or that is another by now."""
     digest = batch.seen.sha256(arrival)
-    now = {one.place.url: one.stamp for one in inbox.list_arrivals(inbox_of(batch.workspace, batch.settings))}
-    if digest is None or now.get(arrival.place.url) != arrival.stamp:
+    if digest is None or not inbox.is_as_listed(arrival):
         result.waiting.append(arrival.place.shown)
         return
     one = Rejected(arrival.place.shown, digest, explain(error, arrival.place.shown), batch.attempt)
@@ -223,13 +225,18 @@ def take_in(batch: Batch, arrival: Arrival) -> Entry | None:
         request = intake.Request(
             arrival, file, digest, batch.workspace, batch.settings, batch.version, batch.model_folder
         )
-        return batch.worker.call(intake.take_in, request, timeout_s=60 * batch.settings.service.video_timeout_minutes)
+        try:
+            limit_s = 60 * batch.settings.service.video_timeout_minutes
+            return batch.worker.call(intake.take_in, request, timeout_s=limit_s)
+        except ModelError:
+            batch.worker.end()  # what a device has left in a process fails ever after
+            raise
 
 
 def may_pass_on_retry(task: Any, task_run: TaskRun, state: State[Any]) -> bool:
     """Whether another try may end otherwise: not for a broken file, but for a store, a lock or a death unexplained."""
     error = state.result(raise_on_failure=False)
-    return isinstance(error, StorageError | BusyError | WorkerDied) or not isinstance(error, MosisError)
+    return isinstance(error, (*NO_FAULT_OF_THE_VIDEO, WorkerDied)) or not isinstance(error, MosisError)
 
 
 def explain(error: Any, source: str) -> str:

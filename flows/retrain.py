@@ -21,10 +21,11 @@ from prefect.events import emit_event
 from prefect.states import Completed
 
 from flows import pipeline
+from flows.line import keep_line_short
 from flows.notify import GROWN, resource_id
 from tasks import history, params, tracking, versioning
 from tasks import workspace as workspaces
-from tasks.errors import BusyError, ParamsError, StageError, StorageError
+from tasks.errors import BusyError, ParamsError, StorageError
 from tasks.params import Params
 from tasks.promotion import ledger, rounds
 from tasks.promotion.ledger import Record
@@ -60,7 +61,7 @@ def retrain(folder: str, force: bool = False) -> State[Retrained]:  # noqa: FBT0
     workspace = Path(folder).resolve()
     if not tracking.is_on():
         raise ParamsError("retraining needs the model registry: unset MOSIS_TRACKING")
-    with rounds.lock(workspace):
+    with rounds.lock(workspace), keep_line_short():
         done = run_round(workspace, force=force)
     get_run_logger().info(done.describe())
     return Completed(message=done.describe(), data=done)
@@ -81,12 +82,14 @@ def run_round(workspace: Path, *, force: bool) -> Retrained:
     one = rounds.read_round(workspace) or one
     try:
         run_stages(workspace, settings)
-    except StageError as error:
+        patient(version)(workspace)
+        challenger = patient(register)(workspace).version
+        done = try_out(workspace, settings, one, challenger)
+    except (BusyError, StorageError):
+        raise  # these pass
+    except Exception as error:
         rounds.write_round(workspace, dataclasses.replace(one, failed=str(error)))
         raise
-    patient(version)(workspace)
-    challenger = patient(register)(workspace).version
-    done = try_out(workspace, settings, one, challenger)
     rounds.close_round(workspace)
     return done
 

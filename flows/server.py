@@ -20,7 +20,7 @@ import urllib.request
 from collections.abc import Callable
 
 from tasks.errors import StorageError
-from tasks.process import die_with_parent
+from tasks.process import die_with_parent, tell_parent
 
 _STARTUP_S = 120.0
 """A fresh home is migrated at the first start, which on two busy cores outlasts Prefect's own limit of 20 seconds."""
@@ -39,6 +39,7 @@ def start() -> Callable[[], None]:
         port = listener.getsockname()[1]
         process = subprocess.Popen(
             [sys.executable, "-m", "flows.server", str(listener.fileno())],
+            env=tell_parent(),
             stdin=subprocess.DEVNULL,
             pass_fds=[listener.fileno()],
             process_group=0,

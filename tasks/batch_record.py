@@ -49,6 +49,9 @@ def record(workspace: Path, limits: DriftParams) -> str | None:
     )
     if tracker.run_id is None:
         return None
+    if state["open_run"]:  # a run that is taken up may have been begun with fewer videos
+        for name, value in tags.items():
+            tracker.tag(name, value)
     # So that a run whose process is killed now is taken up again by the next, and does not stay RUNNING.
     write_json(workspace / STATE, {**state, "open_run": tracker.run_id})
     _log(tracker, entries)
@@ -96,7 +99,8 @@ def _judge(workspace: Path, run_id: str, entries: Sequence[Entry], limits: Drift
             tags = read_version(workspace, version).tags
         except (DataError, ParamsError):
             tags = {}
-        verdicts.append(drift.assess(run_id, videos, drift.reference_of(tags), limits))
+        thresholds = [float(video.params["export"]["score_threshold"]) for video in videos]
+        verdicts.append(drift.assess(run_id, videos, drift.reference_of(tags, thresholds), limits))
     return verdicts
 
 

@@ -1,4 +1,4 @@
-"""Drift: the label-free figures of new video against those of the model on its own held-out video.
+"""Drift: the label-free figures of new video against those of the model at its evaluation.
 
 `judge` is pure; the rest keeps its verdicts in .mosis/drift.jsonl, for the library's page, `mosis status` and events.
 """
@@ -22,6 +22,8 @@ KEPT = 1000
 """Verdicts, the latest."""
 TAG = "label_free_"
 """A version's tags of its own figures begin so (tasks/registry.py)."""
+CUT = f"{TAG}score_cut"
+"""From which score on detections counted in them."""
 _FALLS = ("temporal_iou", "photometric_gain", "mean_score")
 _BY_INSTANCE = frozenset(_FALLS)
 _MAX_LINE = 100_000
@@ -29,7 +31,7 @@ _MAX_LINE = 100_000
 
 @dataclass(frozen=True)
 class Alert:
-    """A figure beyond its limit. reference: that of the model's own held-out video."""
+    """A figure beyond its limit. reference: that of the model's evaluation."""
 
     figure: str
     value: float
@@ -38,7 +40,8 @@ class Alert:
 
     def describe(self) -> str:
         way = "above" if self.value > self.limit else "below"
-        return f"{self.figure} {self.value:.3f}, {way} {self.limit:.3f} (held-out video {self.reference:.3f})"
+        was = f"{self.reference:.3f} at the model's evaluation"
+        return f"{self.figure} {self.value:.3f}, {way} {self.limit:.3f} ({was})"
 
 
 @dataclass(frozen=True)
@@ -108,8 +111,10 @@ def assess(run_id: str, entries: Sequence[Entry], reference: Mapping[str, float]
     return Verdict(run_id, version, at, len(entries), frames, figures, dict(reference), alerts)
 
 
-def reference_of(tags: Mapping[str, str]) -> dict[str, float]:
-    """A version's own figures, from its tags."""
+def reference_of(tags: Mapping[str, str], thresholds: Iterable[float] = ()) -> dict[str, float]:
+    """A version's own figures, from its tags; none where they are of detections from another score on than any of
+    `thresholds`, with which the new video was labelled: a higher one alone raises scores and empty frames.
+    """
     found = {}
     for name, text in tags.items():
         if name.startswith(TAG):
@@ -119,7 +124,8 @@ def reference_of(tags: Mapping[str, str]) -> dict[str, float]:
                 continue
             if math.isfinite(value):
                 found[name.removeprefix(TAG)] = value
-    return found
+    cut = found.pop(CUT.removeprefix(TAG), None)
+    return found if cut is None or all(abs(cut - one) < 1e-6 for one in thresholds) else {}
 
 
 def read_verdicts(workspace: Path) -> list[Verdict]:

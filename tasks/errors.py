@@ -8,6 +8,7 @@
     ├── NothingLeftError every input of a stage was set aside, or more than the allowed share
     ├── CollapseError    training has degenerated: nothing anywhere, one mask for everything, NaN
     ├── BusyError        another process works in this workspace
+    ├── ModelError       a model, or the device it runs on, cannot be used: no fault of what it was given
     ├── StageError       a stage's own process failed; its message has been shown
     └── StorageError     disk full, not writable, remote unreachable                    (also an OSError)
         └── StoreError   a store that failed or was silent too often: the same may succeed later
@@ -57,6 +58,10 @@ class CollapseError(MosisError):
 
 
 class BusyError(MosisError):
+    pass
+
+
+class ModelError(MosisError):
     pass
 
 

@@ -174,6 +174,7 @@ class Scoring:
         return {
             "split": self.choice.split,
             "note": self.choice.note,
+            "score_cut": self.settings.score_cut,
             **self.scores.summarise(),
             "label_free": self.label_free.evaluate(),
             "set_aside": self.set_aside,

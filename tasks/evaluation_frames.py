@@ -43,7 +43,7 @@ def read_splits(path: Path) -> dict[str, str]:
 
 def choose_frames(clips: Sequence[ClipEntry], splits: Mapping[str, str], wanted: str, max_images: int | None) -> Choice:
     """Frames of the `wanted` split (or "all") that have truth; where it has none, of val, of train, of test; where
-    nothing has any, neighbouring frames from all over the clips.
+    nothing has any, neighbouring frames from all over the clips that nothing was learnt from, or else all clips.
     """
     known = [clip for clip in clips if clip.truth]
     for split in dict.fromkeys((wanted, "val", "train", "test")):
@@ -57,7 +57,9 @@ def choose_frames(clips: Sequence[ClipEntry], splits: Mapping[str, str], wanted:
                 notes.append(_NOT_EXHAUSTIVE)
             return Choice(split, True, _thin(chosen, max_images), "; ".join(notes) or None)
     note = "no clip has ground truth: nothing can be scored, label-free figures only"
-    return Choice("all", False, neighbours(clips, max_images or UNLABELLED_FRAMES), note)
+    kept_out = [clip for clip in clips if splits.get(clip.clip_id) in ("val", "test")]
+    looked_at, split = (kept_out, "val, test") if kept_out else (clips, "all")
+    return Choice(split, False, neighbours(looked_at, max_images or UNLABELLED_FRAMES), note)
 
 
 def _thin(clips: Sequence[ClipEntry], max_images: int | None) -> list[tuple[ClipEntry, list[int]]]:

@@ -86,8 +86,9 @@ def _has_commit(workspace: Path) -> bool:
 def _clear_stale_locks(workspace: Path) -> None:
     """Remove what a git that was killed has left locked, which would stop every later commit: index, HEAD, the branch.
 
-    Only what has lain for some seconds while no git works in any folder of this machine, as far as Linux tells.
+    Only what has lain for some seconds while no git works in this repository, as far as Linux tells.
     """
+    places = [workspace, workspace / run_git(workspace, "rev-parse", "--git-common-dir").strip()]
     names = ["index", "HEAD"]
     with contextlib.suppress(StorageError):  # HEAD is on no branch
         names.append(run_git(workspace, "symbolic-ref", "--quiet", "HEAD").strip())
@@ -98,14 +99,22 @@ def _clear_stale_locks(workspace: Path) -> None:
             if (
                 time.time() - lock.stat().st_mtime > _LOCK_IS_STALE_S
                 and Path("/proc/self").exists()
-                and not _git_runs()
+                and not _git_runs(places)
             ):
                 lock.unlink()
 
 
-def _git_runs() -> bool:
+def _git_runs(places: Sequence[Path]) -> bool:
+    """Whether a git works in any of these folders, or above or below them. One whose folder we may not see might."""
+    resolved = [place.resolve() for place in places]
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if (process / "comm").read_text().startswith("git"):
+            if (process / "comm").read_text() != "git\n":
+                continue
+            try:
+                folder = Path(os.readlink(process / "cwd"))
+            except PermissionError:
+                return True
+            if any(folder.is_relative_to(place) or place.is_relative_to(folder) for place in resolved):
                 return True
     return False

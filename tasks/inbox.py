@@ -10,6 +10,7 @@ import fcntl
 import json
 import os
 import signal
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from typing import Any
 
 import fsspec
 
-from tasks.errors import ParamsError
+from tasks.errors import ParamsError, SourceError
 from tasks.files import atomic_path, storage_errors
 from tasks.sources import stores
 from tasks.sources.places import (
@@ -33,6 +34,10 @@ from tasks.sources.places import (
 )
 
 _MAX_LINE = 20_000
+
+
+class MovingError(SourceError):
+    """A file that is not, or not any more, the one that was listed: the next run looks again."""
 
 
 @dataclass(frozen=True)
@@ -120,9 +125,26 @@ def _list_local(url: str) -> Iterator[Arrival]:
 
 def _describe(entry: os.DirEntry[str]) -> Arrival:
     status = entry.stat(follow_symlinks=False)
-    stamp = f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
     # The time of change: moving a file here sets it, and unlike the time of modification nobody can choose it.
-    return Arrival(Place(escape_unprintable(entry.path), entry.path), status.st_size, stamp, status.st_ctime_ns / 1e9)
+    place = Place(escape_unprintable(entry.path), entry.path)
+    return Arrival(place, status.st_size, _stamp(status), status.st_ctime_ns / 1e9)
+
+
+def _stamp(status: os.stat_result) -> str:
+    return f"{status.st_size}:{status.st_mtime_ns}:{status.st_ctime_ns}:{status.st_ino}"
+
+
+def is_as_listed(arrival: Arrival) -> bool:
+    """Whether a local file is what was listed, no link in its place, and nobody writes to it: hours may lie between.
+    True of a remote one, of which a copy is read.
+    """
+    if not is_local(arrival.place.url):
+        return True
+    try:
+        status = os.lstat(arrival.place.url)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and _stamp(status) == arrival.stamp and not _is_written_to(arrival)
 
 
 def _list_remote(url: str) -> Iterator[Arrival]:

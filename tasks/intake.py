@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,9 +15,9 @@ from typing import TYPE_CHECKING
 from tasks import library
 from tasks import params as parameters
 from tasks.clips import write_manifest
-from tasks.errors import DataError, SourceError
+from tasks.errors import DataError, ModelError, ParamsError, SourceError
 from tasks.files import atomic_folder, sha256_file, sole_process, storage_errors, write_json
-from tasks.inbox import Arrival
+from tasks.inbox import Arrival, MovingError, is_as_listed
 from tasks.library import Entry
 from tasks.lineage import code_version
 from tasks.params import Params
@@ -27,6 +28,8 @@ if TYPE_CHECKING:  # imports torch, which the flow's own process does without
     from tasks.model_store import LoadedModel
     from tasks.tracking import ModelVersion
 
+_DEVICE = re.compile(r"cuda|cudnn|cublas|nccl|hip error|out of memory", re.IGNORECASE)
+"""What torch says where a device fails, which tells nothing of the video."""
 WORK = Path(".mosis", "intake")
 """The model, copies of remote videos, links to local ones; what a killed run left there goes with the next."""
 
@@ -47,8 +50,8 @@ class Request:
 def take_in(request: Request) -> Entry:
     """Put the video into the library and version it; what is there already is not done again.
 
-    Raises SourceError and DataError for a video that cannot be taken in, StorageError and BusyError for what is no
-    fault of it.
+    Raises SourceError and DataError for a video that cannot be taken in, StorageError, BusyError and ModelError for
+    what is no fault of it.
     """
     folder = library.entry_folder(request.workspace, library.video_id(request.sha256))
     try:
@@ -73,9 +76,14 @@ def make_entry(request: Request, folder: Path) -> Entry:
         job = VideoJob(arrival.place.shown, Place(arrival.place.shown, str(request.file)), params.ingest)
         entries = job.run(clips)
         write_manifest(clips, entries)
-        summary = label.label_clips(entries, model, temporary / "labels")
+        try:
+            summary = label.label_clips(entries, model, temporary / "labels")
+        except RuntimeError as error:
+            if _DEVICE.search(str(error)):
+                raise ModelError(f"{params.train.device}: {' '.join(str(error).split())[:300]}") from error
+            raise
         if sha256_file(request.file) != request.sha256:
-            raise SourceError(f"{arrival.place.shown}: it changed while it was read: left until it is whole")
+            raise MovingError(f"{arrival.place.shown}: it changed while it was read: left until it is whole")
         entry = Entry(
             video_id=folder.name,
             sha256=request.sha256,
@@ -110,7 +118,11 @@ def _load(request: Request) -> LoadedModel:
     if key not in _loaded:
         _loaded.clear()
         device = request.params.train.device
-        _loaded[key] = model_store.load_version(request.version, request.model_folder, device)
+        try:
+            _loaded[key] = model_store.load_version(request.version, request.model_folder, device)
+        except (DataError, ParamsError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ModelError(f"{request.version.uri} cannot be used on {device}: {reason}") from None
     return dataclasses.replace(_loaded[key], export=request.params.export)
 
 
@@ -118,20 +130,33 @@ def _load(request: Request) -> LoadedModel:
 def local_file(arrival: Arrival, workspace: Path) -> Iterator[Path]:
     """A local path to the content under a name of ours: decoders see nothing of what others have chosen.
 
-    Raises SourceError where it is not there any more or may not be read, StorageError as `open_local`.
+    Raises MovingError where it is not what was listed, or may not be read, StorageError as `open_local`.
     """
+    if not is_as_listed(arrival):
+        raise MovingError(f"{arrival.place.shown}: it changed since it was listed: left until it is whole")
     folder = workspace / WORK
     with storage_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    with open_local(arrival.place, folder) as found, tempfile.TemporaryDirectory(dir=folder) as place:
+    with _found(arrival, folder) as found, tempfile.TemporaryDirectory(dir=folder) as place:
         link = Path(place, f"video{arrival.place.suffix}")
         link.symlink_to(found.resolve())
         try:
             with open(link, "rb"):
                 pass
         except OSError as error:
-            raise SourceError(f"{arrival.place.shown}: cannot be read ({error.strerror})") from None
+            raise MovingError(f"{arrival.place.shown}: cannot be read ({error.strerror})") from None
         yield link
+
+
+@contextlib.contextmanager
+def _found(arrival: Arrival, folder: Path) -> Iterator[Path]:
+    """`open_local`, with what is not there now as no fault of the content."""
+    with contextlib.ExitStack() as stack:
+        try:
+            path = stack.enter_context(open_local(arrival.place, folder))
+        except SourceError as error:
+            raise MovingError(str(error)) from None
+        yield path
 
 
 @contextlib.contextmanager

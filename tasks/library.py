@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -157,7 +158,7 @@ def attempt_fingerprint(params: Params) -> str:
     """Of the code and the parameters that decide whether a video can be taken in; another one is worth another try."""
     source = template("dvc.yaml")
     codes = fingerprints(source, code_root())
-    settings = [parameters.to_dict(params.ingest), parameters.to_dict(params.export)]
+    settings = [parameters.to_dict(params.ingest), parameters.to_dict(params.export), params.train.device]
     own = sha256_tree(code_root() / "tasks" / name for name in ("intake.py", "label.py", "label_writing.py"))
     text = json.dumps([codes["ingest"], codes["export"], own, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -181,10 +182,29 @@ def read_rejected(workspace: Path) -> dict[str, Rejected]:
 
 
 def reject(workspace: Path, one: Rejected) -> None:
-    """Set a content aside in library/rejected.jsonl, in place of what was said of it before."""
+    """Set a content aside in library/rejected.jsonl, in place of what was said of it before: a kill may cost the line,
+    and another try of the video.
+    """
     prepare(workspace)
-    every = {**read_rejected(workspace), one.sha256: one}
-    lines = [json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n" for item in every.values()]
-    path = workspace / LIBRARY / REJECTED
-    with storage_errors(path), atomic_path(path) as temporary:
-        temporary.write_text("".join(lines), encoding="utf-8")
+    path, known = workspace / LIBRARY / REJECTED, read_rejected(workspace)
+    with storage_errors(path):
+        if one.sha256 not in known:  # thousands may come, of which none makes the others be written again
+            with open(path, "ab") as file:
+                file.write(b"\n" if _is_cut_short(path) else b"")
+                file.write(_line(one))
+            return
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"".join(map(_line, {**known, one.sha256: one}.values())))
+
+
+def _line(one: Rejected) -> bytes:
+    return json.dumps(dataclasses.asdict(one), ensure_ascii=False).encode() + b"\n"
+
+
+def _is_cut_short(path: Path) -> bool:
+    """Whether the last line has no end: a kill, as it was written."""
+    with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+        if file.seek(0, os.SEEK_END):
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    return False

@@ -8,10 +8,13 @@ import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from multiprocessing.context import SpawnContext, SpawnProcess
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+_PARENT = "MOSIS_PARENT"
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
@@ -37,19 +40,32 @@ def pin_threads(threads: int = 1) -> None:
 def die_with_parent(number: int = signal.SIGKILL) -> None:
     """Ask Linux to send this process signal `number` when its parent ends, however that ends; elsewhere do nothing.
 
-    The one guard that survives kill -9 of the parent: no handler and no `finally` of the parent runs then.
+    The one guard that survives kill -9 of the parent: no handler and no `finally` of the parent runs then. What starts
+    slowly must also be told who started it, by `multiprocessing` or by `tell_parent`, for it may be alone by now.
     """
     if not sys.platform.startswith("linux"):
         return
-    known = (
-        multiprocessing.parent_process()
-    )  # who started us, even if it is gone by now: a worker's start takes seconds
-    parent = known.pid if known is not None else os.getppid()
+    told = os.environ.pop(_PARENT, "")  # not for our own children
+    known = multiprocessing.parent_process()
+    parent = (known.pid if known is not None else int(told) if told.isdecimal() else None) or os.getppid()
     set_parent_death_signal = 1
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(number), 0, 0, 0)
-    if os.getppid() != parent:  # it ended before the request stood
+    # A shell that lives may stand between us.
+    if os.getppid() != parent and _has_ended(parent):
         os.kill(os.getpid(), number)
+
+
+def tell_parent(environment: Mapping[str, str] | None = None) -> dict[str, str]:
+    """An environment for a child that calls `die_with_parent`: it tells that we are who started it."""
+    return {**(os.environ if environment is None else environment), _PARENT: str(os.getpid())}
+
+
+def _has_ended(pid: int) -> bool:
+    try:
+        return Path("/proc", str(pid), "stat").read_text(errors="replace").rpartition(")")[2].split()[0] in "ZX"
+    except OSError:
+        return True
 
 
 class _LeanProcess(SpawnProcess):

@@ -88,4 +88,7 @@ def read_scores(workspace: Path) -> dict[str, str]:
     for name, value in (free if isinstance(free, dict) else {}).items():
         if isinstance(value, int | float):
             scores[f"label_free_{name}"] = f"{value:.4f}"
+    cut = metrics.get("score_cut") if isinstance(metrics, dict) else None
+    if isinstance(cut, int | float) and free:
+        scores["label_free_score_cut"] = f"{cut:.6f}"
     return scores

@@ -25,7 +25,7 @@ from typing import Any
 import yaml
 
 from tasks.errors import BusyError, DataError, MosisError, StageError, StorageError
-from tasks.process import die_with_parent
+from tasks.process import die_with_parent, tell_parent
 
 REMOTE = "local"
 
@@ -192,7 +192,6 @@ def _open(workspace: Path, command: str, *, alone: bool = False) -> Iterator[Any
     alone: one that knows of no .dvc files. DVC reads all of them to add one, a millisecond each.
     """
     os.environ.setdefault("DVC_NO_ANALYTICS", "1")
-    from dvc.exceptions import DvcException
     from dvc.lock import LockError
     from dvc.repo import Repo
     from dvc.repo.index import Index
@@ -202,22 +201,58 @@ def _open(workspace: Path, command: str, *, alone: bool = False) -> Iterator[Any
         def index(self) -> Index:
             return Index(self, stages=[])
 
-    for noisy in ("dvc", "dvc_objects", "dvc_data"):  # progress and hints; what goes wrong is raised
-        logging.getLogger(noisy).setLevel(logging.CRITICAL)
-    try:
-        with (Alone if alone else Repo)(str(workspace)) as repo:
-            yield repo
-    except LockError:
-        raise BusyError(
-            f"{workspace}: another process works here: wait until it has finished, then run this again"
-        ) from None
-    except (DvcException, OSError) as error:
-        if isinstance(error, MosisError):
+    with _overhear() as said:
+        try:
+            with (Alone if alone else Repo)(str(workspace)) as repo:
+                yield repo
+        except MosisError:
             raise
-        from tasks.lineage import hide_secrets  # which imports us
+        except LockError:
+            raise BusyError(
+                f"{workspace}: another process works here: wait until it has finished, then run this again"
+            ) from None
+        except Exception as error:  # noqa: BLE001  # stores raise what their own libraries do: botocore's is no OSError
+            from tasks.lineage import hide_secrets  # which imports us
 
-        reason = hide_secrets(" ".join(str(error.__cause__ or error).split()))[:300]
-        raise StorageError(f"{workspace}: dvc {command}: {reason}") from None
+            reasons = [_describe(error), *said[:1]]
+            reason = hide_secrets(_hide_credentials(": ".join(reasons)))[:500]
+            advice = f": {_REMOTE_ADVICE}" if command == "push" else ""
+            raise StorageError(f"{workspace}: dvc {command}: {reason}{advice}") from None
+
+
+def _describe(error: BaseException) -> str:
+    """One line; the class where the text alone may say nothing."""
+    from dvc.exceptions import DvcException
+
+    cause = error.__cause__ or error
+    text = " ".join(str(cause).split())
+    return text if isinstance(cause, DvcException | OSError) and text else f"{type(cause).__name__}: {text}"
+
+
+@contextlib.contextmanager
+def _overhear() -> Iterator[list[str]]:
+    """What DVC and its parts log as errors meanwhile, one line each: of files that fail it raises their number alone.
+    Nothing of it, of their progress or of their hints is printed.
+    """
+    said: list[str] = []
+
+    class Ear(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            cause = record.exc_info[1] if record.exc_info else None
+            text = " ".join(record.getMessage().split())
+            said.append(f"{text}: {_describe(cause)}" if cause else text)
+
+    loggers = [logging.getLogger(name) for name in ("dvc", "dvc_objects", "dvc_data")]
+    before = [(one.handlers, one.level, one.propagate) for one in loggers]
+    for one in loggers:
+        one.handlers, one.propagate = [Ear()], False
+        one.setLevel(logging.ERROR)
+    try:
+        yield said
+    finally:
+        for one, (handlers, level, propagate) in zip(loggers, before, strict=True):
+            one.handlers, one.propagate = handlers, propagate
+            one.setLevel(level)
 
 
 def _read_lock(workspace: Path) -> dict[str, Any]:
@@ -247,7 +282,7 @@ def _run_group(command: list[str], folder: Path) -> int:
     child: subprocess.Popen[bytes] | None = None
     try:
         child = subprocess.Popen(
-            command, cwd=folder, env=stage_environment(), stdin=subprocess.DEVNULL, process_group=0
+            command, cwd=folder, env=tell_parent(stage_environment()), stdin=subprocess.DEVNULL, process_group=0
         )
         return _exit_code(child.wait())
     except OSError as error:
@@ -330,6 +365,7 @@ def _end_own_group(number: int, frame: FrameType | None) -> None:
 def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _end_own_group)
     die_with_parent(signal.SIGTERM)  # not KILL: the stage has to be ended too, and DVC has locks to release
+    os.environ.update(tell_parent({}))
     if len(arguments) != 1:
         print("usage: python -m tasks.versioning STAGE", file=sys.stderr)
         return 2

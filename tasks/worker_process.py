@@ -26,7 +26,7 @@ class WorkerProcess:
         return self
 
     def __exit__(self, *unused: object) -> None:
-        self._end()
+        self.end()
 
     def call(self, function: Callable[[T], R], argument: T, *, timeout_s: float) -> R:
         """`function(argument)` over there, and its exceptions. Raises WorkerDied where the process died or hung.
@@ -38,19 +38,20 @@ class WorkerProcess:
         try:
             return self._pool.submit(function, argument).result(timeout_s)
         except BrokenExecutor:
-            self._end()
+            self.end()
             raise WorkerDied("its process died: most likely out of memory, or a crash inside a library") from None
         except MosisError:
             raise
         except BaseException as error:
             # Interrupted, or out of time: what still runs over there must not go on. Other errors are the function's.
             if not isinstance(error, Exception) or isinstance(error, TimeoutError):
-                self._end()
+                self.end()
             if isinstance(error, TimeoutError):
                 raise WorkerDied(f"it took longer than {timeout_s / 60:g} minutes") from None
             raise
 
-    def _end(self) -> None:
+    def end(self) -> None:
+        """End the process now; the next call starts another."""
         pool, self._pool = self._pool, None
         if pool is None:
             return

@@ -67,6 +67,9 @@ def test_figures_of_videos_are_pooled_by_what_they_are_means_of() -> None:
 def test_a_versions_own_figures_are_its_tags() -> None:
     tags = {"label_free_temporal_iou": "0.8000", "label_free_mean_score": "nan", "label_free_x": "y", "mask_AP": "0.5"}
     assert drift.reference_of(tags) == {"temporal_iou": 0.8}
+    cut = {**tags, "label_free_score_cut": "0.400000"}
+    assert drift.reference_of(cut, [0.4, 0.4]) == {"temporal_iou": 0.8}
+    assert drift.reference_of(cut, [0.4, 0.2]) == {}  # what is labelled from .2 on has lower scores by itself
 
 
 def test_registration_tags_the_label_free_figures(tmp_path: Path) -> None:

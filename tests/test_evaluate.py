@@ -211,6 +211,11 @@ def test_choice_of_frames(tmp_path: Path) -> None:
     assert [(clip.clip_id[0], indices) for clip, indices in thinned.frames] == [("a", [2, 7]), ("b", [2, 7])]
     sampled = choose_frames([c], splits, "test", 2)
     assert [indices for _, indices in sampled.frames] == [[2, 3]]
+    d = make_clip(tmp_path, "d", moving_square(6))
+    kept_out = choose_frames([d, c], {**splits, d.clip_id: "train"}, "test", 4)
+    assert {clip.clip_id[0] for clip, _ in kept_out.frames} == {"c"}
+    trained_on = choose_frames([d], {d.clip_id: "train"}, "test", 4)
+    assert (trained_on.split, [clip.clip_id[0] for clip, _ in trained_on.frames]) == ("all", ["d"])
     assert choose_frames([], {}, "test", None).images == 0
 
 

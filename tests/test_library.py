@@ -175,6 +175,22 @@ def test_the_lock_of_a_git_that_lives_is_left_alone(workspace: Path, tmp_path: P
         living.communicate()
 
 
+def test_programs_that_are_no_git_and_gits_of_other_repositories_keep_no_lock(workspace: Path, tmp_path: Path) -> None:
+    entry = make_entry(workspace)
+    lock = workspace / ".git" / "index.lock"
+    lock.write_text("")
+    os.utime(lock, (time.time() - 60,) * 2)
+    prompt, other = tmp_path / "gitstatusd", tmp_path / "other"
+    prompt.symlink_to("/bin/cat")
+    subprocess.run(["git", "init", "--quiet", other], check=True)
+    with (
+        subprocess.Popen([prompt], cwd=workspace, stdin=subprocess.PIPE),
+        subprocess.Popen(["git", "cat-file", "--batch"], cwd=other, stdin=subprocess.PIPE),
+    ):
+        library.version_entry(workspace, entry)
+    assert not lock.exists()
+
+
 @pytest.mark.parametrize("revision", ["--help", "no-such-branch", "HEAD;x", ""])
 def test_a_revision_that_is_none_is_named(workspace: Path, revision: str) -> None:
     with pytest.raises(DataError):
@@ -221,6 +237,10 @@ def test_what_is_set_aside_stands_once_and_broken_lines_do_no_harm(workspace: Pa
         Rejected("/b.mp4", "bb", "broken", "code 1"),
     ]
     assert len(path.read_text().splitlines()) == 2
+    with path.open("a") as file:
+        file.write('{"cut sh')
+    library.reject(workspace, Rejected("/c.mp4", "cc", "broken", "code 1"))
+    assert list(library.read_rejected(workspace)) == ["aa", "bb", "cc"]
     assert "rejected" not in git(workspace, "status", "--porcelain")
 
 

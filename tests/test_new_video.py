@@ -10,12 +10,13 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks import drift, library, tracking
+from tasks import drift, inbox, library, tracking
 from tasks.clips import ClipReader, open_clips
 from tasks.files import read_json
 from tasks.workspace import configure
@@ -247,6 +248,53 @@ def test_a_store_that_fails_leaves_the_videos_and_fails_the_run(
     assert len(run(workspace).taken) == 1
 
 
+@pytest.mark.skipif(Path("/dev/nvidiactl").exists(), reason="there is a GPU, on which it can be used")
+def test_a_model_that_cannot_be_used_here_is_no_fault_of_the_videos(workspace: Path) -> None:
+    from tasks.errors import ModelError
+
+    configure(workspace, {"service.retries": 0, "train.device": "cuda"})
+    drop(workspace / "inbox", "a.mp4", 1)
+    with pytest.raises(ModelError, match=r"models:/mosis/1 cannot be used on cuda"):
+        run(workspace)
+    assert library.read_rejected(workspace) == {}
+    configure(workspace, {"train.device": "cpu"})
+    assert len(run(workspace).taken) == 1
+
+
+def test_a_name_is_no_template(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefect fills in names of task runs: such a file would stop the inbox, or show our environment."""
+    from prefect import get_client
+
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    names = ["{0}.mp4", "cam {left}.mp4", "take {1.mp4", "{batch.worker.call.__globals__[contextlib].os.environ}.mp4"]
+    for number, name in enumerate(names):
+        drop(workspace / "inbox", name, number)
+    assert [Path(entry.source).name for entry in run(workspace).taken] == names
+    with get_client(sync_client=True) as client:
+        shown = {one.name for one in client.read_task_runs(limit=100)}
+    assert set(names) <= shown
+    assert SECRET not in str(shown)
+
+
+def test_a_video_that_is_another_when_its_turn_comes_waits(workspace: Path, tmp_path: Path) -> None:
+    from tasks import intake
+
+    video = drop(workspace / "inbox", "a.mp4", 1)
+    (listed,) = inbox.list_arrivals(str(workspace / "inbox"))
+    with open(video, "ab"), pytest.raises(inbox.MovingError), intake.local_file(listed, workspace):
+        pass
+    with intake.local_file(listed, workspace) as file:
+        assert file.read_bytes() == video.read_bytes()
+    secret = tmp_path / "secret"
+    video.rename(secret)
+    video.symlink_to(secret)
+    with pytest.raises(inbox.MovingError, match="it changed since it was listed"), intake.local_file(listed, workspace):
+        pass
+    video.unlink()
+    with pytest.raises(inbox.MovingError), intake.local_file(listed, workspace):
+        pass
+
+
 def test_many_at_once_are_done_in_order_and_memory_is_flat(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import new_video as flow_module
 
@@ -299,12 +347,12 @@ def test_an_inbox_in_s3_is_taken_in_and_no_key_of_it_stays_here(
 @pytest.mark.parametrize("shown", ["s3://bucket/../../x.mp4", "/inbox/; rm -rf ~.mp4", "/inbox/" + "a" * 300 + ".MP4"])
 def test_no_name_from_outside_names_a_file_of_ours(tmp_path: Path, shown: str) -> None:
     from tasks import intake
-    from tasks.inbox import Arrival
     from tasks.sources.places import Place
 
     video = drop(tmp_path, "a.mp4")
+    (listed,) = inbox.list_arrivals(str(tmp_path))
     (tmp_path / "workspace").mkdir()
-    with intake.local_file(Arrival(Place(shown, str(video)), 1, "1", 0.0), tmp_path / "workspace") as file:
+    with intake.local_file(replace(listed, place=Place(shown, str(video))), tmp_path / "workspace") as file:
         assert file.name == f"video{Path(shown).suffix.lower()}"
         assert file.parent.parent == tmp_path / "workspace" / ".mosis" / "intake"
         assert file.read_bytes() == video.read_bytes()

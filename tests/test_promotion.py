@@ -19,7 +19,7 @@ from tasks.clips import ClipEntry
 from tasks.errors import DataError
 from tasks.gallery import Gallery
 from tasks.predict import Predictor, shared_cores
-from tasks.promotion import canary, scoring
+from tasks.promotion import canary, ledger, scoring
 from tasks.promotion.gate import Decision, Scores, decide
 from tasks.promotion.scoring import Plan
 from tasks.service_params import GateParams
@@ -159,11 +159,36 @@ def test_small_losses_do_not_add_up_over_the_rounds() -> None:
     assert "0.500" in next(one.note for one in decision.rules if one.name == "canary_mask_AP")
 
 
+def test_only_those_that_led_and_were_measured_alike_raise_the_bar() -> None:
+    decision = decide(scores(), scores(), GATE)
+    one = ledger.Record(
+        1, 0.0, "2", "1", decision, {"champion": {"a": 0.5}, "challenger": {"a": 0.7}},
+        {"canary": "x", "score_floor": 0.02}, self_training=False,
+    )  # fmt: skip
+    data = dict(one.data)
+    assert ledger.best_figures([one], data, ("a",)) == {"a": 0.7}
+    late = dataclasses.replace(one, led=False, cause="champion_changed")  # somebody promoted another meanwhile
+    assert (late.promotes, late.rule) == (False, "champion_changed")
+    assert ledger.best_figures([late], data, ("a",)) == {"a": 0.5}
+    assert ledger.best_figures([one], {**data, "score_floor": 0.1}, ("a",)) == {}
+    assert ledger.best_figures([one], {**data, "canary": "y"}, ("a",)) == {}
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> list[ClipEntry]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(canary, "VIDEOS", CANARY)
         return canary.make_canary(tmp_path_factory.mktemp("workspace"))
+
+
+def test_a_canary_that_cannot_be_read_is_made_anew(clips: list[ClipEntry], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(canary, "VIDEOS", CANARY)
+    folder = clips[0].path.parent
+    whole = clips[0].path.read_bytes()
+    clips[0].path.write_bytes(whole[:-30])
+    made = canary.make_canary(folder.parents[2])
+    assert [one.clip_id for one in made] == [one.clip_id for one in clips]
+    assert clips[0].path.read_bytes() == whole
 
 
 @pytest.fixture

@@ -14,11 +14,13 @@ from typing import Any
 
 import pytest
 import yaml
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
 from flows import summary
 from flows.cli import main
 from tasks import params, registry, tracking, versioning
-from tasks.errors import BusyError, DataError, ParamsError
+from tasks.errors import BusyError, DataError, ParamsError, StorageError
 from tasks.promotion import ledger, rounds, scoring, trial
 from tasks.promotion.ledger import DECIDED, DONE
 from tasks.promotion.rounds import Round
@@ -197,7 +199,7 @@ def test_a_better_challenger_is_promoted_once_whatever_is_killed_on_the_way(
     assert (champion(workspace), versions(workspace)) == ("3", 3)
     assert [one.state for one in ledger.read_records(workspace)] == [DONE, DONE]
     assert [one.info.status for one in retrain_runs(workspace)] == ["FINISHED"] * 2
-    assert dataclasses.replace(done.record, state=DECIDED, outcome="", run_id=None) == written
+    assert dataclasses.replace(done.record, state=DECIDED, led=None, cause="", outcome="", run_id=None) == written
     assert rounds.read_round(workspace) is None
     assert tags(workspace, "3")["gate"] == "promoted"
     assert "first champion" in ledger.page_path(workspace, 2).read_text()
@@ -228,17 +230,38 @@ def test_a_decision_is_not_carried_out_against_another_champion(workspace: Path)
     """Between decision and promotion somebody has promoted or rolled back: what was compared is no champion now."""
     record = ledger.find_record(workspace, "3")
     assert record is not None
-    late = dataclasses.replace(record, number=3, state=DECIDED, champion="1")
+    late = dataclasses.replace(record, number=3, state=DECIDED, led=None, cause="", champion="1")
     ledger.write_record(workspace, late)
     (done,) = trial.carry_out_pending(workspace)
     assert done.outcome == "version 3 was promoted, and rolled back by hand"
     assert champion(workspace) == "1"
     fourth = toy.register(workspace, alias="challenger", shift=1.0)
     assert fourth == "4"
-    ledger.write_record(workspace, dataclasses.replace(late, number=4, challenger="4", champion="2"))
+    ledger.write_record(workspace, dataclasses.replace(late, number=4, challenger="4", champion="2", run_id=None))
     (done,) = trial.carry_out_pending(workspace)
     assert done.outcome == "version 4 not promoted: the champion changed meanwhile"
     assert (champion(workspace), tags(workspace, "4")["gate_rule"]) == ("1", "champion_changed")
+    assert (tags(workspace, "4")["gate"], done.promotes) == ("refused", False)
+    assert "refused: champion changed" in ledger.page_path(workspace, 4).read_text()
+    assert retrain_runs(workspace)[0].data.tags["gate"] == "refused"
+
+
+def test_a_decision_that_mlflow_did_not_take_is_not_done(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    record = ledger.find_record(workspace, "4")
+    assert record is not None
+    ledger.write_record(workspace, dataclasses.replace(record, state=DECIDED, run_id=None))
+    before = len(retrain_runs(workspace))
+
+    def refuse(*unused: Any) -> None:
+        raise MlflowException("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        with pytest.raises(StorageError, match="recorded by the next run"):
+            trial.carry_out_pending(workspace)
+    (done,) = trial.carry_out_pending(workspace)
+    assert (done.state, done.outcome) == (DONE, record.outcome)
+    assert [run.info.status for run in retrain_runs(workspace)] == ["FINISHED"] * (before + 1)
 
 
 def test_a_version_that_kills_what_scores_it_is_refused_and_not_tried_for_ever(workspace: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
@@ -163,7 +164,7 @@ def check_that_a_line_is_shortened(client: Any, deployment: Any) -> None:
     """Four runs wait, one of them of another flow: but for the last of ours, ours are cancelled."""
     from prefect.states import AwaitingConcurrencySlot
 
-    from flows.line import Line
+    from flows.line import keep_line_short, shorten
 
     moments = [datetime.now(UTC) + timedelta(seconds=seconds) for seconds in range(3)]
     other = client.read_deployment_by_name("retrain/retrain").id
@@ -171,14 +172,19 @@ def check_that_a_line_is_shortened(client: Any, deployment: Any) -> None:
         client.create_flow_run_from_deployment(identity, state=AwaitingConcurrencySlot(scheduled_time=moment)).id
         for identity, moment in [*((deployment, moment) for moment in moments), (other, moments[0])]
     ]
-    line = Line()
-    assert line.shorten() == 2
+    assert shorten(str(deployment)) == 2
     assert [client.read_flow_run(run).state.type.value for run in runs] == [
         *["CANCELLED"] * 2,
         *["SCHEDULED"] * 2,
     ]
-    assert line.shorten() == 0
-    assert Line().shorten() == 0
+    assert shorten(str(deployment)) == 0
+    client.create_flow_run_from_deployment(deployment, state=AwaitingConcurrencySlot(scheduled_time=moments[0]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(deployment))
+        with keep_line_short():
+            wait_until(lambda: client.read_flow_run(runs[2]).state.is_cancelled() or None, 60)
+    with keep_line_short():  # behind no deployment
+        assert "short line" not in [one.name for one in threading.enumerate()]
 
 
 def test_what_the_server_is_told_stands_once_however_often(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,25 @@ def test_a_remote_that_fails_is_one_line_without_secrets(server: Store, folder: 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("reachable", [False, True])
+def test_a_push_that_fails_says_why_whatever_the_stores_library_raises(
+    server: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, reachable: bool
+) -> None:
+    """One video's data to a store that nobody answers for, whose error is no OSError, and to one that refuses."""
+    copied = Path(shutil.copytree(folder, tmp_path / "workspace"))
+    (copied / "new").write_text("new")
+    versioning.add(copied, "new")
+    url = server.url if reachable else "http://127.0.0.1:9"
+    monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+    versioning.run_dvc(copied, "remote", "modify", "store", "endpointurl", url)
+    fsspec.get_filesystem_class("s3").clear_instance_cache()
+    server.fail("PUT", "503", 1000)
+    reason = "503|SlowDown|Service" if reachable else "EndpointConnectionError: Could not connect"
+    with pytest.raises(StorageError, match=f"dvc push: .*({reason}).*: check the remote") as caught:
+        versioning.push_target(copied, "new.dvc")
+    assert SECRET not in str(caught.value)
+
+
 def test_credentials_in_what_dvc_says_are_not_repeated() -> None:
     text = "failed to connect to s3 (key:se/cret@bucket/dvc) or 'https://user:secret@host/x' at 12:30"
     shown = "failed to connect to s3 (bucket/dvc) or 'host/x' at 12:30"

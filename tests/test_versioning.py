@@ -173,6 +173,22 @@ def test_no_stage_outlives_the_run(folder: Path, runner: Callable[[str], subproc
     assert (folder / "late").read_text() == "late\n"
 
 
+def test_what_runs_a_stage_ends_though_its_parent_died_before_it_was_ready(folder: Path) -> None:
+    (folder / "dvc.yaml").write_text(SLEEPER)
+    program = (
+        "import subprocess, sys; from tasks.versioning import stage_environment, tell_parent\n"
+        "command = [sys.executable, '-m', 'tasks.versioning', 'ingest']\n"
+        "environment = tell_parent(stage_environment())\n"
+        "print(subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL).pid)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    said = subprocess.run(
+        [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True, check=True
+    )
+    wait_until(lambda: not is_alive(int(said.stdout)))
+    assert not (folder / "pid").exists()
+
+
 def test_two_runs_at_once_do_not_mix(folder: Path, runner: Callable[[str], subprocess.Popen[bytes]]) -> None:
     (folder / "dvc.yaml").write_text(SLEEPER)
     process = runner("ingest")

@@ -41,7 +41,7 @@ _FOREIGN = ("PREFECT_", "MLFLOW_", "MOSIS_", "AWS_", "DVC_", "GIT_")
 _PATIENCE_S = 600.0
 SETTINGS = {
     "service.settle_seconds": 0.2,
-    "service.retries": 1,
+    "service.retries": 4,  # more than a campaign kills one and the same video, which is set aside then
     "export.score_threshold": 0.001,
     "train.device": "cpu",
 }

@@ -65,8 +65,13 @@ def remote_gone(base: Path) -> Outcome:
 
         row, found = outage(farm, refuse, store.faults.clear)
         fetched = farm.run([sys.executable, "-m", "dvc", "status", "--cloud", "--json"], check=False)
-        if fetched.stdout.strip() not in ("", "{}") and '"library' in fetched.stdout:
-            found.append(Finding("torn", f"the remote lacks what git names: {fetched.stdout[:200]}"))
+        if fetched.returncode != 0 or '"library' in fetched.stdout:
+            found.append(Finding("torn", f"the remote lacks what git names: {(fetched.stdout + fetched.stderr)[:200]}"))
+        # One video may have been sent already and wait for its commit.
+        if not store.hits or row["done_in_outage"] > 1:
+            found.append(
+                Finding("hung", f"no outage: {store.hits} requests refused, {row['done_in_outage']} videos done")
+            )
         return {**row, "requests_refused": store.hits}, found
 
 
@@ -81,7 +86,8 @@ def outage(farm: Farm, begin: Callable[[], None], finish: Callable[[], None]) ->
     try:
         farm.up()
         farm.notify()
-        wait_until(lambda: farm.waiting() <= VIDEOS - 2, _PATIENCE_S)
+        if not wait_until(lambda: farm.waiting() <= VIDEOS - 2, _PATIENCE_S):
+            found.append(Finding("hung", f"no two of {VIDEOS} videos were done within {_PATIENCE_S:g} s"))
         begin()
         before = len(done_videos(farm.workspace))
         farm.notify()

@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from tasks.clips import ClipEntry, open_clips, write_manifest
+from tasks.clips import ClipEntry, ClipReader, open_clips, write_manifest
 from tasks.errors import DataError
 from tasks.files import atomic_folder
 from tasks.params import IngestParams
@@ -36,10 +36,17 @@ def canary_id(videos: SyntheticParams | None = None) -> str:
 
 
 def make_canary(workspace: Path) -> list[ClipEntry]:
-    """The canary's clips; made where they are not there or not whole. Raises StorageError."""
+    """The canary's clips, every frame of which can be read; made where they are not there or not so: what cannot be
+    read later on is then the version's fault. Raises StorageError.
+    """
     folder = workspace / FOLDER / canary_id()
     try:
-        return open_clips(folder)
+        entries = open_clips(folder)
+        for entry in entries:
+            with ClipReader(entry.path) as reader:
+                for index, _ in enumerate(reader.frames()):
+                    reader.truth(index)
+        return entries
     except DataError:
         pass
     params = IngestParams(synthetic=VIDEOS)

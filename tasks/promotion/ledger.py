@@ -28,7 +28,9 @@ class Record:
     """number: of the round, from 1. challenger, champion: versions' numbers, the champion's None where there was none.
 
     figures: by "champion" and "challenger". data: commit of the library, DVC's MD5 of the clips, git's revision, the
-    canary. state: `DECIDED` until all that follows from it is done. outcome: one line about that. run_id: of MLflow.
+    canary. state: `DECIDED` until all that follows from it is done. led, cause: whether the challenger took the lead,
+    and by which rule or event it did or did not; None and "" until the alias was to be moved. outcome: one line about
+    that. run_id: of MLflow.
     """
 
     number: int
@@ -40,6 +42,8 @@ class Record:
     data: Mapping[str, Any]
     self_training: bool
     state: str = DECIDED
+    led: bool | None = None
+    cause: str = ""
     outcome: str = ""
     run_id: str | None = None
     pictures: Mapping[str, str] = field(default_factory=dict)
@@ -47,7 +51,12 @@ class Record:
 
     @property
     def promotes(self) -> bool:
-        return self.decision.promoted
+        """Whether the challenger took the lead or, as long as that is open, is to take it."""
+        return self.decision.promoted if self.led is None else self.led
+
+    @property
+    def rule(self) -> str:
+        return self.cause or self.decision.rule
 
 
 def page_path(workspace: Path, number: int) -> Path:
@@ -78,11 +87,13 @@ def describe(record: Record) -> str:
     return f"{record.number:03d}  {record.outcome or 'decided, not carried out yet: `mosis retrain` does it'}"
 
 
-def best_figures(records: list[Record], canary: str, names: tuple[str, ...]) -> dict[str, float]:
-    """The best figure of all that were champion in a decision or by it, of those measured on this canary."""
+def best_figures(records: list[Record], data: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, float]:
+    """The best figure of all that were champion in a decision or by it, of those measured as `data` are: on the same
+    canary, of detections from the same score on.
+    """
     best: dict[str, float] = {}
     for record in records:
-        if record.data.get("canary") != canary:
+        if any(record.data.get(name, data[name]) != data[name] for name in ("canary", "score_floor")):
             continue
         led = ("champion", "challenger") if record.promotes else ("champion",)
         for value, name in ((record.figures[who].get(name), name) for who in led for name in names):
@@ -108,6 +119,8 @@ def _read(path: Path) -> Record:
             and record.number == _number_of(path.name)
             and type(record.decision.promoted) is bool
             and record.state in (DECIDED, DONE)
+            and record.led in (None, True, False)
+            and isinstance(record.cause, str)
             and isinstance(record.challenger, str)
             and all(isinstance(record.figures[who], dict) for who in ("champion", "challenger"))
             and isinstance(record.data, dict)

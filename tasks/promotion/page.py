@@ -90,7 +90,7 @@ def rounds_table(records: list[Record]) -> list[list[str]]:
 
 
 def _verdict(record: Record) -> str:
-    return "promoted" if record.promotes else f"refused: {words(record.decision.rule)}"
+    return "promoted" if record.promotes else f"refused: {words(record.rule)}"
 
 
 def _yes(record: Record) -> str:

@@ -93,6 +93,7 @@ def make_plan(workspace: Path, settings: Params) -> Plan:
     held_out = choose_held_out(workspace, settings.service.gate.frames)
     data = {
         "canary": canary_id(),
+        "score_floor": settings.evaluate.score_floor,
         "dvc_md5_clips": versioning.data_md5(workspace, "data/clips"),
         "held_out_clips": len(held_out),
         "held_out_frames": sum(len(indices) for _, indices in held_out),

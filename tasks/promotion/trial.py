@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from tasks import tracking
-from tasks.errors import BusyError, DataError
+from tasks.errors import BusyError, DataError, StorageError
 from tasks.files import storage_errors
 from tasks.lineage import read_revisions
 from tasks.params import Params
-from tasks.pool import WorkerDied
 from tasks.promotion import ledger, rounds, scoring
 from tasks.promotion.gate import BOUNDS, CANARY, Scores, decide
 from tasks.promotion.ledger import DECIDED, DONE, Record
@@ -37,7 +36,7 @@ def why_nothing_new(workspace: Path, challenger: str, champion: str | None) -> s
     record = ledger.find_record(workspace, challenger)
     verdict = tags.get(tracking.GATE)
     if verdict in (tracking.PROMOTED, tracking.REFUSED) or (record is not None and record.state == DONE):
-        rule = tags.get(tracking.GATE_RULE) or (record.decision.rule if record else "")
+        rule = tags.get(tracking.GATE_RULE) or (record.rule if record else "")
         return f"version {challenger} was decided about before: {verdict or 'done'} ({rule})"
     return None
 
@@ -61,17 +60,19 @@ def score_version(workspace: Path, settings: Params, plan: Plan, version: str) -
 def score_challenger(workspace: Path, settings: Params, plan: Plan, version: str) -> Path | str:
     """As `score_version`, or the reason in one line where the version itself is at fault.
 
-    A death may be the machine's fault, a second one is taken for the version's: tried for ever it would hold up
-    all later rounds, and a person can still promote it.
+    A death or an error that nobody expected may be the machine's fault, a second one is taken for the version's: tried
+    for ever it would hold up all later rounds, and a person can still promote it.
     """
     for is_last in (False, True):
         try:
             return score_version(workspace, settings, plan, version)
         except DataError as error:
             return f"it cannot be scored: {' '.join(str(error).split())[:300]}"
-        except WorkerDied as error:
+        except (StorageError, BusyError):
+            raise
+        except Exception as error:  # noqa: BLE001  # its code is not ours, and may raise anything
             if is_last:
-                return f"it cannot be scored, tried twice: {error}"
+                return f"it cannot be scored, tried twice: {' '.join(str(error).split())[:300]}"
     raise AssertionError("two tries have ended without an outcome")
 
 
@@ -91,10 +92,16 @@ def decide_about(
     assert ours is not None
     frames = [one_of.figures.get("held_out_frames") for one_of in (ours, theirs) if one_of and one_of.figures]
     if len(set(frames)) > 1:
-        raise DataError(f"versions {challenger[0]} and {champion and champion[0]} were not scored on the same frames")
+        for place in (challenger[1], champion and champion[1]):
+            if isinstance(place, Path):
+                shutil.rmtree(place, ignore_errors=True)
+        raise StorageError(
+            f"versions {challenger[0]} and {champion and champion[0]} were not scored on the same frames, a clip could "
+            "not be read for one of them: the next run scores both anew"
+        )
     records = ledger.read_records(workspace)
     names = tuple(bound.figure for bound in BOUNDS if bound.on == CANARY)
-    best = ledger.best_figures(records, plan.data["canary"], names) if champion else {}
+    best = ledger.best_figures(records, plan.data, names) if champion else {}
     record = Record(
         number=1 + max((known.number for known in records), default=0),
         decided_at=round(time.time(), 3),
@@ -131,12 +138,13 @@ def take_teacher(workspace: Path) -> str | None:
 
 def carry_out(workspace: Path, record: Record) -> Record:
     """Promote or not, tag the version, write the page, tell MLflow; the record as it is then. Can be repeated."""
-    verdict, rule, outcome = _move(workspace, record)
-    tags = {tracking.GATE: verdict, tracking.GATE_RULE: rule, "gate_round": str(record.number)}
+    if record.led is None:  # else the alias was moved, or was not to be, and people may have moved it since
+        led, cause, outcome = _move(workspace, record)
+        record = dataclasses.replace(record, led=led, cause=cause, outcome=outcome)
+        ledger.write_record(workspace, record)
+    tags = {tracking.GATE: _verdict(record), tracking.GATE_RULE: record.rule, "gate_round": str(record.number)}
     figures = {f"gate_{name}": f"{value:.4f}" for name, value in _plain_figures(record, "challenger").items()}
     tracking.tag_version(workspace, record.challenger, {**tags, **figures})
-    record = dataclasses.replace(record, outcome=outcome)
-    ledger.write_record(workspace, record)
     write_page(workspace, record)
     record = _track(workspace, record)
     record = dataclasses.replace(record, state=DONE)
@@ -159,20 +167,24 @@ def carry_out_pending(workspace: Path) -> list[Record]:
     return [carry_out(workspace, one) for one in ledger.read_records(workspace) if one.state == DECIDED]
 
 
-def _move(workspace: Path, record: Record) -> tuple[str, str, str]:
-    """(gate, rule, outcome): the alias moves only where the champion is the one that was compared with."""
+def _verdict(record: Record) -> str:
+    return tracking.PROMOTED if record.promotes else tracking.REFUSED
+
+
+def _move(workspace: Path, record: Record) -> tuple[bool, str, str]:
+    """(led, cause, outcome): the alias moves only where the champion is the one that was compared with."""
     version, decision = record.challenger, record.decision
     if not decision.promoted:
-        return tracking.REFUSED, decision.rule, f"version {version} refused: {decision.rule}"
+        return False, decision.rule, f"version {version} refused: {decision.rule}"
     found = tracking.find_champion(workspace)
     champion = found.version if found else None
-    done = tracking.PROMOTED, decision.rule, f"version {version} is champion, in place of {record.champion or 'none'}"
+    done = True, decision.rule, f"version {version} is champion, in place of {record.champion or 'none'}"
     if champion == version:
         return done
     if tracking.ROLLED_BACK in tracking.read_version(workspace, version).tags:
-        return tracking.PROMOTED, decision.rule, f"version {version} was promoted, and rolled back by hand"
+        return True, decision.rule, f"version {version} was promoted, and rolled back by hand"
     if champion != record.champion:
-        return tracking.REFUSED, "champion_changed", f"version {version} not promoted: the champion changed meanwhile"
+        return False, "champion_changed", f"version {version} not promoted: the champion changed meanwhile"
     tracking.promote(workspace, version)
     return done
 
@@ -182,11 +194,13 @@ def _track(workspace: Path, record: Record) -> Record:
     tags = {
         "challenger_version": record.challenger,
         "champion_version": record.champion or "none",
-        "gate": tracking.PROMOTED if record.promotes else tracking.REFUSED,
-        "gate_rule": record.decision.rule,
+        "gate": _verdict(record),
+        "gate_rule": record.rule,
         "self_training": str(record.self_training).lower(),
     }
     tracker = Tracker.start(workspace, name="retrain", tags=tags, run_id=record.run_id)
+    if tracker.run_id is None and tracking.is_on():
+        raise StorageError("MLflow does not answer: the decision is carried out, and recorded by the next run")
     if tracker.run_id is None:
         return record
     # So that a run whose process is killed now is taken up again by the next, and does not stay RUNNING.
@@ -197,6 +211,8 @@ def _track(workspace: Path, record: Record) -> Record:
     for path in (ledger.page_path(workspace, record.number), ledger.record_path(workspace, record.number)):
         tracker.artifact(path)
     tracker.finish()
+    if not tracker.is_open:
+        raise StorageError("MLflow did not take the decision: it is carried out, and recorded by the next run")
     return record
 
 

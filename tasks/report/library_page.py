@@ -163,10 +163,11 @@ def _read_decisions(workspace: Path) -> list[dict[str, Any]]:
     for path in sorted((workspace / _DECISIONS).glob("*.json")):
         try:
             record = read_json(path)
-            promoted = record["decision"]["promoted"] is True
-            rule = "" if promoted else f" by {record['decision']['rule']}"
+            led, decision = record.get("led"), record["decision"]
+            promoted = decision["promoted"] is True if led is None else led is True
+            rule = "" if promoted else f" by {record.get('cause') or decision['rule']}"
             text = f"version {record['challenger']} {'promoted' if promoted else 'refused'}{rule}"
-        except (DataError, TypeError, KeyError):
+        except (DataError, TypeError, KeyError, AttributeError):
             continue
         there = path.with_suffix(".html").is_file()
         found.append(

@@ -69,6 +69,8 @@ class Tracker:
     def flush(self) -> None:
         pending, self._metrics = self._metrics, []
         for start in range(0, len(pending), MAX_METRICS):
+            if self._client is None:  # a failure since, or of the batch before
+                return
             self._attempt(lambda batch=pending[start : start + MAX_METRICS]: self._send(batch))  # type: ignore[misc]
 
     def artifact(self, path: Path, folder: str | None = None) -> None:

@@ -70,13 +70,14 @@ def test_two_halves_have_the_losses_gradients_and_statistics_of_their_whole(
         assert float((joint[key] - value).abs().max()) <= bound, key
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_joint_norm_keeps_its_gradients_where_means_are_large(tmp_path: Path, dtype: torch.dtype) -> None:
+def test_a_joint_norm_in_half_precision_keeps_its_gradients_where_means_are_large(tmp_path: Path) -> None:
     torch.manual_seed(0)
+    dtype = torch.bfloat16
     model = torch.nn.Sequential(torch.nn.BatchNorm2d(3))
     torch.nn.init.uniform_(model[0].weight, 0.5, 2.0)
     join_norms(model)
-    x, grad = (10 + torch.randn(8, 3, 6, 6)).to(dtype).requires_grad_(), torch.randn(8, 3, 6, 6).to(dtype)
+    x = (30 + torch.randn(8, 3, 6, 6)).to(dtype).requires_grad_()
+    grad = (x.detach() - 30 + 0.1 * torch.randn(8, 3, 6, 6)).to(dtype)
     dist.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
         found = model(x)

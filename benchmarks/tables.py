@@ -9,7 +9,8 @@ from typing import Any
 from benchmarks.harness import Row, format_table
 
 COLUMNS = ("row", "mask AP50", "AP75", "AP", "box AP50", "AP75", "AP", "mask AP, cut", "box AP, cut",
-           "fresh mask AP", "box AP", "minutes", "iterations", "images/s", "pairs/s", "MiB")  # fmt: skip
+           "fresh mask AP", "box AP", "minutes", "labelling", "iterations", "images/s", "pairs/s", "MiB")  # fmt: skip
+"""minutes: of the training; labelling: minutes of one core that its motion labels took before."""
 
 
 def summarise(rows: Sequence[Row], *, twin: str) -> dict[str, Any]:
@@ -60,6 +61,7 @@ def format_rows(rows: Sequence[Row]) -> str:
         scores = [row[kind][name] for kind in ("mask", "box") for name in ("AP50", "AP75", "AP")]
         fresh = [row.get("fresh", {}).get(kind, {}).get("AP") for kind in ("mask", "box")]
         cut = [row[kind]["AP"] for kind in ("mask_at_cut", "box_at_cut")]
-        costs = [row[name] for name in ("minutes", "iterations", "images_per_s", "pairs_per_s", "peak_mib")]
-        lines.append([row["row"], *scores, *cut, *fresh, *costs])
+        labelling = None if row.get("label_seconds") is None else row["label_seconds"] / 60
+        costs = [row[name] for name in ("iterations", "images_per_s", "pairs_per_s", "peak_mib")]
+        lines.append([row["row"], *scores, *cut, *fresh, row["minutes"], labelling, *costs])
     return format_table(COLUMNS, lines) + failures

@@ -261,18 +261,24 @@ def clock_of(device: torch.device) -> Callable[[], float]:
 
 
 def time_inference(model: Segmenter, store: FrameStore, device: torch.device) -> tuple[LabelStore, float]:
-    """(labels that the model infers on some frames, the seconds by `clock_of` that all rounds will take in all)."""
+    """(labels that the model infers on some frames, the seconds by `clock_of` that all rounds will take in all).
+
+    Round 0 does without the network, as in a training.
+    """
     clock = clock_of(device)
     model.to(device)
     rounds = [round_samples(number, model, store) for number in range(model.rounds + 1)]
     # From all over the split, since a clip with many objects takes longer.
     some = take(rounds[-1], slice(None, None, max(1, len(rounds[-1]) // _INFERRED)))
-    infer = partial(infer_labels, model, store, with_network=True, device=device)
-    next(infer(take(some, slice(_WARM_UP))), None)  # the first has the start-up in it
-    started = clock()
-    sample = LabelStore.from_items(store.size, infer(some))
-    each = (clock() - started) / len(some)
-    return check_any(sample), each * sum(map(len, rounds))
+    seconds, sample = 0.0, LabelStore.from_items(store.size, [])
+    for with_network, of in ((False, rounds[:1]), (True, rounds[1:])):
+        if of:
+            infer = partial(infer_labels, model, store, with_network=with_network, device=device)
+            next(infer(take(some, slice(_WARM_UP))), None)  # the first has the start-up in it
+            started = clock()
+            sample = LabelStore.from_items(store.size, infer(some))
+            seconds += (clock() - started) / len(some) * sum(map(len, of))
+    return check_any(sample), seconds
 
 
 def choose_device(name: str) -> torch.device:

@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from benchmarks.data import Dataset
 from benchmarks.harness import Setting, describe_plan
 from benchmarks.plans import describe_work, run_plans
-from benchmarks.training import Plan, as_yardstick, clock_of, fit_minutes
+from benchmarks.training import Plan, as_yardstick, clock_of, fit_minutes, time_inference
+from models.common.instances import Instances
+from tasks.training.batches import Samples
 
 
 def test_minutes_become_iterations(monkeypatch):
@@ -56,6 +59,27 @@ def test_minutes_of_another_row_are_measured_at_the_rate_it_has_now(monkeypatch)
     plan = Plan("em", "em", Dataset(0), method="em", iterations=7, minutes=1.0, yardstick=twin)
     assert fit_minutes(plan, video, None, Setting(Path(), "cpu", 1, 1)) == 200
     assert seconds == {"twin": [], "em": []}
+
+
+def test_the_first_round_is_timed_without_the_network(monkeypatch):
+    now = [0.0]
+    rounds = [Samples(*(np.arange(count) for _ in range(4))) for count in (30, 20, 10)]
+
+    def infer(model: Any, store: Any, samples: Samples, *, with_network: bool, device: Any) -> Any:
+        for row in samples.row_a.tolist():
+            now[0] += 3.0 if with_network else 1.0
+            yield row, Instances.from_masks(torch.ones(1, 4, 4, dtype=torch.bool))
+
+    monkeypatch.setattr("benchmarks.training.clock_of", lambda device: lambda: now[0])
+    monkeypatch.setattr("benchmarks.training.round_samples", lambda number, model, store: rounds[number])
+    monkeypatch.setattr("benchmarks.training.infer_labels", infer)
+    model: Any = argparse.Namespace(rounds=2, to=lambda device: None)
+    store: Any = argparse.Namespace(size=(4, 4))
+    sample, seconds = time_inference(model, store, torch.device("cpu"))
+    assert sample.count == 10
+    assert seconds == 30 * 1.0 + (20 + 10) * 3.0
+    model.rounds = 0
+    assert time_inference(model, store, torch.device("cpu"))[1] == 30 * 1.0
 
 
 def test_a_budget_is_of_processor_time_but_on_a_gpu():

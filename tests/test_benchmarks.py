@@ -6,6 +6,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, 
 from benchmarks.harness import ROOT, format_table, without_places
 from benchmarks.plans import describe_work
 from benchmarks.scores import recall_by_motion, score
-from benchmarks.tables import share, spread, summarise
+from benchmarks.tables import format_rows, share, spread, summarise
 from benchmarks.training import (
     INFERENCE,
     SELF_TRAINING_SCORE,
@@ -210,6 +211,19 @@ def test_table_by_hand():
     assert format_table(["row", "AP"], [["a", 0.12345], ["long", None]]) == "row      AP\na     0.123\nlong      -"
 
 
+def test_a_table_shows_what_labelling_took_beside_the_training():
+    costs = {"iterations": 2000, "images_per_s": 75.0, "pairs_per_s": None, "peak_mib": 500.0}
+    scores = dict.fromkeys(("mask", "box", "mask_at_cut", "box_at_cut"), dict.fromkeys(("AP", "AP50", "AP75"), 0.5))
+    row = {"minutes": 7.0, **costs, **scores}
+    table = format_rows([{"row": "motion", "label_seconds": 90.0, **row}, {"row": "twin", **row}])
+    header, motion, twin = (re.split(r"  +", line.strip()) for line in table.splitlines())
+    assert header[header.index("minutes") + 1] == "labelling"
+    places = [line[header.index("minutes") : header.index("minutes") + 3] for line in (motion, twin)]
+    assert [[float(cell) if cell != "-" else None for cell in cells] for cells in places] == [
+        [7.0, 1.5, 2000.0], [7.0, None, 2000.0]
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("method", "settings", "message"),
     [
@@ -267,6 +281,9 @@ def test_plans_of_the_thesis():
     assert all(plan.minutes_of in by_row for plan in plans if plan.minutes_of)
     assert by_row["yolo_supervised, seed 500"].minutes_of is None
     assert all(plan.minutes_of is None for plan in thesis.make_plans(options(**{**vars(chosen), "minutes": 1.0})))
+    # Neither the thesis nor AMD has augmentation.
+    bare = {plan.kind for plan in plans if not make_recipe(plan, 1).augment}
+    assert bare == {"mosis literal", "amd", "amd as written"}
 
 
 def test_plans_of_hard_scenes():

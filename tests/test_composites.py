@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +22,22 @@ from benchmarks.composites import (
     paste,
     there_and_back,
 )
-from benchmarks.real import score_sequence, union_j
+from benchmarks.data import Dataset
+from benchmarks.real import (
+    TWIN,
+    Footage,
+    RealPlan,
+    format_rows,
+    run_plans,
+    score_sequence,
+    score_sequences,
+    train_row,
+    union_j,
+)
+from benchmarks.training import Plan
 from models.common.instances import Instances
+from tasks.frames import FrameStore
+from tasks.labels import LabelStore
 
 HEIGHT, WIDTH = 2 * SIZE[0], 2 * SIZE[1]
 
@@ -120,3 +135,61 @@ def test_j_of_the_best_match_and_of_the_union() -> None:
     assert scores["union_j"] == 0.5
     assert scores["union_j_low"] == 1
     assert scores["per_frame"] == 1
+
+
+class FakeReport:
+    """Rows without work: label-free ones have 1,000 iterations and one for each of their seed, those of seed 3 fail."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.ran: dict[str, Plan] = {}
+
+    def expect(self, plans: list[RealPlan]) -> None:
+        self.expected = [plan.row for plan in plans]
+
+    def run(self, function: Any, plans: list[RealPlan], cache: Path) -> None:
+        assert function is train_row
+        for plan in plans:
+            seed = plan.training.seed
+            self.ran[plan.row] = plan.training
+            made = {"failed": "x"} if seed == 3 else {"kind": plan.kind, "seed": seed, "iterations": 1000 + seed}
+            self.rows.append({"row": plan.row, **made})
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows.append(row)
+
+
+def test_the_twin_trains_as_many_iterations_as_the_row_beside_it() -> None:
+    plans = []
+    for seed, kinds in ((1, (TWIN, "composites")), (2, (TWIN,)), (3, ("composites", TWIN))):
+        for kind in kinds:
+            training = Plan("", kind, Dataset(seed), seed=seed, minutes=10.0)
+            plans.append(RealPlan(f"{kind} {seed}", kind, training, Path(), 1, 1, 1, 1, None))
+    report: Any = FakeReport()
+    run_plans(report, plans, Path())
+    assert report.expected == [plan.row for plan in plans]
+    budgets = {row: (training.minutes, training.iterations) for row, training in report.ran.items()}
+    assert budgets[f"{TWIN} 1"] == (None, 1001)
+    assert budgets[f"{TWIN} 2"][0] == budgets["composites 1"][0] == 10.0
+    assert f"{TWIN} 3" not in budgets
+    assert "whose iterations to take" in next(row for row in report.rows if row["row"] == f"{TWIN} 3")["failed"]
+
+
+def test_network_and_labels_are_cut_alike() -> None:
+    halves = torch.zeros(2, 4, 4, dtype=torch.bool)
+    halves[0, :2] = halves[1, 2:] = True
+    parts, whole = Instances.from_masks(halves, torch.tensor([0.9, 0.2])), Instances.from_masks(halves.any(0)[None])
+    store = FrameStore.from_arrays([np.zeros((1, 4, 4, 3), np.uint8)], ["train"], 24.0, [[whole]])
+    row = score_sequences(Footage(store, ["dog"]), [parts], LabelStore.from_items((4, 4), [(0, parts)]))
+    assert row["sequences"]["dog"]["network"] == row["sequences"]["dog"]["labels"]
+    assert (row["labels_union_j"], row["labels_union_j_low"], row["labels_best_j"]) == (0.5, 1.0, 0.5)
+
+
+def test_the_table_of_sequences_shows_more_than_the_best_of_many_tries() -> None:
+    figures = {"best_j": 0.6, "union_j": 0.5, "AP50": 0.25, "AR100": 0.4}
+    means = {f"{who}_{key}": value for who in ("network", "labels") for key, value in figures.items()}
+    row = {"row": "real", "kind": "real", "seed": 1, "sequences": {"dog": {"network": figures, "labels": figures}}}
+    header, *lines = format_rows([{**row, **means}]).splitlines()
+    for who in ("network", "labels"):
+        assert all(f"{who}: {name}" in header for name in ("J best, 0.02", "J union, 0.4", "AP50"))
+    assert [line.split()[-8:] for line in lines] == [["0.600", "0.500", "0.250", "0.400"] * 2] * 2

@@ -178,11 +178,12 @@ def check_that_a_line_is_shortened(client: Any, deployment: Any) -> None:
         *["SCHEDULED"] * 2,
     ]
     assert shorten(str(deployment)) == 0
-    client.create_flow_run_from_deployment(deployment, state=AwaitingConcurrencySlot(scheduled_time=moments[0]))
+    more = client.create_flow_run_from_deployment(deployment, state=AwaitingConcurrencySlot(scheduled_time=moments[0]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(deployment))
         with keep_line_short():
-            wait_until(lambda: client.read_flow_run(runs[2]).state.is_cancelled() or None, 60)
+            wait_until(lambda: client.read_flow_run(more.id).state.is_cancelled(), 60)
+    wait_until(lambda: "short line" not in [one.name for one in threading.enumerate()], 60)
     with keep_line_short():  # behind no deployment
         assert "short line" not in [one.name for one in threading.enumerate()]
 

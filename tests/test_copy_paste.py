@@ -8,7 +8,7 @@ from training_toy import toy_store
 
 from tasks.training import copy_paste
 from tasks.training.batches import RawBatch, labelled_samples, make_batch
-from tasks.training.copy_paste import Cutout, cut_out, lay_over, paste_objects, resize
+from tasks.training.copy_paste import Cutout, cut_out, draw_pastes, lay_over, paste_objects, resize
 
 BLACK = np.zeros((20, 30, 3), np.uint8)
 
@@ -59,6 +59,14 @@ def test_resizing_keeps_the_shape_of_the_mask():
     assert resize(block(3), 0.01).mask.shape == (1, 1)
 
 
+def draw_and_paste(
+    frames: np.ndarray, masks: np.ndarray, scores: np.ndarray, counts: np.ndarray, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    pastes = draw_pastes(masks.sum((1, 2)), scores, counts, frames.shape[1:3], rng)
+    return paste_objects(frames, masks, scores, counts, pastes, slice(None))
+
+
 def paste(monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Two grey images of one object each, always pasted into."""
     monkeypatch.setattr(copy_paste, "SHARE", 1.1)
@@ -66,9 +74,7 @@ def paste(monkeypatch: pytest.MonkeyPatch, seed: int = 0) -> tuple[np.ndarray, n
     masks = np.stack([square(5, 5, 12, (40, 40)), square(20, 20, 12, (40, 40))])
     for frame, mask, value in zip(frames, masks, (150, 250), strict=True):
         frame[mask] = value
-    result = paste_objects(
-        frames, masks, np.array([0.5, 1.0], np.float32), np.array([1, 1]), np.random.default_rng(seed)
-    )
+    result = draw_and_paste(frames, masks, np.array([0.5, 1.0], np.float32), np.array([1, 1]), seed)
     return frames, *result
 
 
@@ -87,15 +93,9 @@ def test_masks_say_what_is_to_be_seen(monkeypatch: pytest.MonkeyPatch, seed: int
                 assert (frames[image][mask] == other).mean() > 0.3  # the inner part; the outline is mixed
 
 
-def test_what_is_nearly_hidden_is_no_label_any_more(monkeypatch: pytest.MonkeyPatch):
+def test_what_is_nearly_hidden_is_no_label_any_more():
     frame, layers, weights = BLACK.copy(), [square(7, 12, 6), square(0, 0, 5)], [0.1, 0.2]
-    monkeypatch.setattr(copy_paste, "SCALES", (1.0, 1.0))
-
-    class Fixed:
-        uniform = staticmethod(lambda low, high: 0.0)
-        integers = staticmethod(lambda limit: {20: 10, 30: 15}[limit])
-
-    copy_paste._paste_one(frame, layers, weights, block(6), Fixed())  # type: ignore[arg-type]
+    copy_paste._paste_one(frame, layers, weights, block(6), (10, 15))
     assert weights == [0.2, 0.5]
     assert (layers[1] == square(7, 12, 6)).all()
 
@@ -104,7 +104,7 @@ def test_nothing_to_paste_changes_nothing():
     frames = np.random.default_rng(0).integers(0, 255, (3, 16, 16, 3)).astype(np.uint8)
     before = frames.copy()
     empty = (np.zeros((0, 16, 16), bool), np.zeros(0, np.float32), np.zeros(3, np.int64))
-    masks, scores, counts = paste_objects(frames, *empty, np.random.default_rng(0))
+    masks, scores, counts = draw_and_paste(frames, *empty)
     assert (frames == before).all()
     assert masks.shape == (0, 16, 16)
     assert len(scores) == 0
@@ -115,9 +115,7 @@ def test_labels_without_weight_are_not_pasted(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(copy_paste, "SHARE", 1.1)
     frames = np.zeros((2, 20, 30, 3), np.uint8)
     masks = np.stack([square(2, 2, 8)])
-    _, scores, counts = paste_objects(
-        frames, masks, np.zeros(1, np.float32), np.array([1, 0]), np.random.default_rng(0)
-    )
+    _, scores, counts = draw_and_paste(frames, masks, np.zeros(1, np.float32), np.array([1, 0]))
     assert counts.tolist() == [1, 0]
     assert scores.tolist() == [0]
 
@@ -137,3 +135,17 @@ def test_a_batch_is_a_function_of_seed_and_iteration():
     assert all((a.frame_a == b.frame_a).all() for a, b in zip(pasted, again, strict=True))
     assert any((a.frame_a != b.frame_a).any() for a, b in zip(pasted, plain, strict=True))
     assert all(len(b.labels.masks) == b.labels.counts.sum() for b in pasted if b.labels is not None)
+
+
+def test_a_part_of_a_batch_reads_its_own_frames_and_those_it_takes_from(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(copy_paste, "SHARE", 1.1)
+    store, labels = toy_store()
+    samples = labelled_samples(store, labels)
+    gather, read = store.gather, []
+    monkeypatch.setattr(store, "gather", lambda rows: read.append(len(rows)) or gather(rows))
+    settings = {"batch_size": 24, "seed": 0, "iteration": 0, "augment": True, "copy_paste": True}
+    whole = make_batch(store, samples, labels, **settings)
+    parts = [make_batch(store, samples, labels, **settings, part=(number, 24)) for number in range(24)]
+    assert read[0] == 24
+    assert all(2 <= count <= 1 + copy_paste.MOST for count in read[1:])
+    assert np.array_equal(np.concatenate([part.frame_a for part in parts]), whole.frame_a)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
@@ -16,7 +16,7 @@ from models.common.instances import Instances, mask_extents
 from models.interface import Batch
 from tasks.errors import NothingLeftError
 from tasks.training.augment import Augmentation, draw_augmentation
-from tasks.training.copy_paste import paste_objects
+from tasks.training.copy_paste import draw_pastes, paste_objects
 
 if TYPE_CHECKING:
     from tasks.frames import FlowStore, FrameStore
@@ -52,12 +52,6 @@ class RawLabels:
     scores: np.ndarray
     counts: np.ndarray
 
-    def cut(self, part: slice) -> RawLabels:
-        """Those of the images of `part`."""
-        ends = np.concatenate(([0], np.cumsum(self.counts)))
-        own = slice(ends[part.start], ends[part.stop])
-        return RawLabels(self.masks[own], self.scores[own], self.counts[part])
-
     def to(self, device: torch.device) -> list[Instances]:
         """Boxes are the masks' extents; empty masks are dropped."""
         kept = self.masks.any((1, 2))
@@ -81,13 +75,6 @@ class RawBatch:
     dt_s: np.ndarray
     labels: RawLabels | None
     optical_flow: np.ndarray | None = None
-
-    def cut(self, part: slice) -> RawBatch:
-        """The images of `part`."""
-        frame_b = None if self.frame_b is None else self.frame_b[part]
-        flow_uv = None if self.optical_flow is None else self.optical_flow[part]
-        labels = None if self.labels is None else self.labels.cut(part)
-        return RawBatch(self.frame_a[part], frame_b, self.dt_s[part], labels, flow_uv)
 
     def to(self, device: torch.device) -> Batch:
         frame_a = to_tensor(self.frame_a, device)
@@ -228,24 +215,21 @@ def make_batch(
     """
     indices = draw_indices(len(samples), batch_size, seed=seed, iteration=iteration)
     single = bool((samples.row_a[indices] == samples.row_b[indices]).all())
-    pastes = augment and labels is not None and single and copy_paste
     own = cut_part(batch_size, part)
-    read = slice(None) if pastes else own  # what is pasted comes from the whole batch
-    indices = indices[read]
+    rng = np.random.default_rng((seed, _AUGMENT, iteration))
+    square = store.size[0] == store.size[1]
+    draws = [draw_augmentation(rng, square=square) for _ in range(batch_size)] if augment else None
+    if draws and labels is not None and single and copy_paste:
+        frames, found = _paste(store, labels, samples.row_a[indices], draws, rng, own, trusted=trusted)
+        return RawBatch(frames, None, samples.dt_s[indices[own]], found)
+    indices = indices[own]
     rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
-    views = [np.array(store.gather(rows)) for rows in ((rows_a,) if single else (rows_a, rows_b))]
-    found = None if labels is None else read_labels(labels, rows_a, trusted=trusted)
+    views = [store.gather(rows) for rows in ((rows_a,) if single else (rows_a, rows_b))]
+    labelled = None if labels is None else read_labels(labels, rows_a, trusted=trusted)
     flow_uv = None if optical_flow is None else read_flow(optical_flow, rows_a)
-    if augment:
-        rng = np.random.default_rng((seed, _AUGMENT, iteration))
-        square = store.size[0] == store.size[1]
-        draws = [draw_augmentation(rng, square=square) for _ in range(batch_size)]
-        _augment(views, found, flow_uv, draws[read])
-        if pastes:
-            assert found is not None
-            found = RawLabels(*paste_objects(views[0], found.masks, found.scores, found.counts, rng))
-    batch = RawBatch(views[0], None if single else views[1], samples.dt_s[indices], found, flow_uv)
-    return batch.cut(own) if pastes else batch
+    if draws:
+        _augment(views, labelled, flow_uv, dict(enumerate(draws[own])))
+    return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], labelled, flow_uv)
 
 
 def cut_part(batch_size: int, part: tuple[int, int]) -> slice:
@@ -281,12 +265,40 @@ def read_flow(optical_flow: FlowStore, rows: np.ndarray) -> np.ndarray:
     return np.asarray(optical_flow.flow_uv[places], np.float32)
 
 
+def _paste(
+    store: FrameStore,
+    labels: LabelStore,
+    rows: np.ndarray,
+    draws: list[Augmentation],
+    rng: np.random.Generator,
+    own: slice,
+    *,
+    trusted: float,
+) -> tuple[np.ndarray, RawLabels]:
+    """Frames and labels of the images `own` of the batch of `rows` (B,), augmented, with objects of others in them.
+
+    What is pasted comes from the whole batch, and is drawn for all of it, so that any part draws the same; of the
+    frames only those are read that have a part in `own`.
+    """
+    found = read_labels(labels, rows, trusted=trusted)
+    areas = np.count_nonzero(found.masks, axis=(1, 2))  # augmentation moves pixels and keeps their number
+    pastes = draw_pastes(areas, found.scores, found.counts, store.size, rng)
+    images = np.repeat(np.arange(len(rows)), found.counts)
+    sources = {int(images[paste.source]) for drawn in pastes[own] for paste in drawn}
+    needed = sorted(sources.union(range(*own.indices(len(rows)))))
+    frames = np.empty((len(rows), *store.size, 3), np.uint8)
+    frames[needed] = store.gather(rows[needed])
+    _augment([frames], found, None, {image: draws[image] for image in needed})
+    pasted = RawLabels(*paste_objects(frames, found.masks, found.scores, found.counts, pastes, own))
+    return frames[own], pasted
+
+
 def _augment(
-    views: list[np.ndarray], labels: RawLabels | None, flow_uv: np.ndarray | None, draws: list[Augmentation]
+    views: list[np.ndarray], labels: RawLabels | None, flow_uv: np.ndarray | None, draws: Mapping[int, Augmentation]
 ) -> None:
-    """Augment each sample's frames, masks and motion alike, in place."""
+    """Augment the frames, masks and motion of each sample that there is a draw for alike, in place."""
     ends = np.cumsum(labels.counts) if labels is not None else ()
-    for sample, augmentation in enumerate(draws):
+    for sample, augmentation in draws.items():
         for view in views:
             view[sample] = augmentation.frames(view[sample])
         if labels is not None:

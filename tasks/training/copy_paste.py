@@ -7,6 +7,7 @@ Augmentation Method for Instance Segmentation", CVPR 2021). One draw is a pure f
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -74,25 +75,62 @@ def lay_over(frame: np.ndarray, cutout: Cutout, centre: tuple[int, int]) -> np.n
     return covered
 
 
+@dataclass(frozen=True)
+class Paste:
+    """One object laid over an image. source: its place among the labels of the batch. scale: as for `resize`. centre:
+    as for `lay_over`.
+    """
+
+    source: int
+    scale: float
+    centre: tuple[int, int]
+
+
+def draw_pastes(
+    areas: np.ndarray, scores: np.ndarray, counts: np.ndarray, size: tuple[int, int], rng: np.random.Generator
+) -> list[list[Paste]]:
+    """What is pasted into each image of a batch, from its other images; no picture is needed to say so.
+
+    areas (M,) pixels, scores (M,), counts (B,): of the labels of all images in order. size: (height, width) of images.
+    Labels of less than SMALLEST pixels, or without weight, are not pasted.
+    """
+    images = np.repeat(np.arange(len(counts)), counts)
+    able = np.flatnonzero((scores > 0) & (areas >= SMALLEST))
+    drawn: list[list[Paste]] = [[] for _ in counts]
+    for image, pastes in enumerate(drawn):
+        others = able[images[able] != image]
+        if len(others) and rng.random() < SHARE:
+            for _ in range(rng.integers(1, MOST + 1)):
+                source = int(others[rng.integers(len(others))])
+                scale = float(np.exp(rng.uniform(*np.log(SCALES))))
+                pastes.append(Paste(source, scale, (int(rng.integers(size[0])), int(rng.integers(size[1])))))
+    return drawn
+
+
 def paste_objects(
-    frames: np.ndarray, masks: np.ndarray, scores: np.ndarray, counts: np.ndarray, rng: np.random.Generator
+    frames: np.ndarray,
+    masks: np.ndarray,
+    scores: np.ndarray,
+    counts: np.ndarray,
+    pastes: Sequence[Sequence[Paste]],
+    own: slice,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Paste objects between the images of a batch; frames (B, H, W, 3) uint8 change in place.
+    """Paste into the images `own` of a batch what was drawn for them; frames (B, H, W, 3) uint8 change in place.
 
     masks (M, H, W) bool, scores (M,), counts (B,): the labels of all images in order. Returns the same three for the
     new pictures: what is hidden is cut from the masks below, and what is left of an object in fewer than SMALLEST
     pixels is dropped. Cut-outs are taken before anything is pasted, so that none carries another with it.
+    Of the other images only those are looked at that something is taken from.
     """
-    ends = np.cumsum(counts)
-    cutouts = _cut_all(frames, masks, scores, counts)
+    ends, images = np.cumsum(counts), np.repeat(np.arange(len(counts)), counts)
+    chosen = {paste.source for drawn in pastes[own] for paste in drawn}
+    cutouts = {source: _copy_out(frames[images[source]], masks[source], float(scores[source])) for source in chosen}
     by_image: list[tuple[list[np.ndarray], list[float]]] = []
-    for image, frame in enumerate(frames):
-        own = slice(ends[image] - counts[image], ends[image])
-        layers, weights = list(masks[own]), scores[own].tolist()
-        others = [cutout for source, cutout in cutouts if source != image]
-        if others and rng.random() < SHARE:
-            for _ in range(rng.integers(1, MOST + 1)):
-                _paste_one(frame, layers, weights, others[rng.integers(len(others))], rng)
+    for image in range(*own.indices(len(counts))):
+        part = slice(ends[image] - counts[image], ends[image])
+        layers, weights = list(masks[part]), scores[part].tolist()
+        for paste in pastes[image]:
+            _paste_one(frames[image], layers, weights, resize(cutouts[paste.source], paste.scale), paste.centre)
         by_image.append((layers, weights))
     new_counts = np.array([len(layers) for layers, _ in by_image], counts.dtype)
     new_masks = [mask for layers, _ in by_image for mask in layers]
@@ -100,23 +138,15 @@ def paste_objects(
     return np.stack(new_masks) if new_masks else masks[:0], new_scores, new_counts
 
 
-def _cut_all(frames: np.ndarray, masks: np.ndarray, scores: np.ndarray, counts: np.ndarray) -> list[tuple[int, Cutout]]:
-    """(image, cut-out) of every label of at least SMALLEST pixels and some weight; copies."""
-    images = np.repeat(np.arange(len(counts)), counts)
-    found = []
-    for image, mask, score in zip(images.tolist(), masks, scores.tolist(), strict=True):
-        if score > 0 and mask.sum() >= SMALLEST:
-            cutout = cut_out(frames[image], mask, score)
-            found.append((image, Cutout(cutout.picture.copy(), cutout.mask.copy(), score)))
-    return found
+def _copy_out(frame: np.ndarray, mask: np.ndarray, score: float) -> Cutout:
+    cutout = cut_out(frame, mask, score)
+    return Cutout(cutout.picture.copy(), cutout.mask.copy(), score)
 
 
 def _paste_one(
-    frame: np.ndarray, layers: list[np.ndarray], weights: list[float], cutout: Cutout, rng: np.random.Generator
+    frame: np.ndarray, layers: list[np.ndarray], weights: list[float], cutout: Cutout, centre: tuple[int, int]
 ) -> None:
-    scale = float(np.exp(rng.uniform(*np.log(SCALES))))
-    centre = (int(rng.integers(frame.shape[0])), int(rng.integers(frame.shape[1])))
-    covered = lay_over(frame, resize(cutout, scale), centre)
+    covered = lay_over(frame, cutout, centre)
     if not covered.any():
         return
     visible = [mask & ~covered for mask in layers]

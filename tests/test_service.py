@@ -210,7 +210,6 @@ def test_what_the_server_is_told_stands_once_however_often(made: Path, monkeypat
             assert deployment.global_concurrency_limit.limit == 1
             assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
             assert deployment.parameters == {"folder": str(made)}
-            monkeypatch.setenv("PREFECT__RUNTIME__DEPLOYMENT__ID", str(deployment.id))
             check_that_a_line_is_shortened(client, deployment.id)
             assert len(client.read_automations()) == 4
         wrong = params.parse({"service": {"cron": "99 * * * *"}})

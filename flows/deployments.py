@@ -15,7 +15,13 @@ from typing import Any
 from prefect import get_client
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
+)
 from prefect.client.schemas.objects import ConcurrencyLimitConfig, ConcurrencyLimitStrategy, StateType
 from prefect.deployments.runner import EntrypointType
 from prefect.events.actions import ChangeFlowRunState
@@ -23,6 +29,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.deployment_triggers import DeploymentEventTrigger
 from prefect.flows import Flow
 from prefect.schedules import Cron
+from prefect.states import Crashed
 
 from flows.new_video import new_video
 from flows.notify import ARRIVED, GROWN, resource_id
@@ -36,6 +43,7 @@ HEARTBEAT_S = 30
 PENDING_S = 240
 """A run that its worker has taken and not started for so long never will be: that worker was killed."""
 
+_NEVER_STARTED = "it was never started: its worker was killed"
 _STARTED = (StateType.RUNNING, StateType.CANCELLING)
 
 
@@ -68,8 +76,11 @@ def served(workspace: Path, settings: Params) -> list[Served]:
     ]
 
 
-def register(workspace: Path, settings: Params) -> None:
-    """Make the server that PREFECT_API_URL names run this workspace. Raises ParamsError where a cron is none."""
+def register(workspace: Path, settings: Params, *, has_worker: bool = True) -> None:
+    """Make the server that PREFECT_API_URL names run this workspace. Raises ParamsError where a cron is none.
+
+    has_worker: whether the pool's worker lives; what a dead one had taken and not started is ended then.
+    """
     logging.getLogger("prefect").setLevel(logging.ERROR)
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
@@ -77,6 +88,8 @@ def register(workspace: Path, settings: Params) -> None:
             deploy(one, workspace)
         for automation in watchdogs():
             replace_automation(client, automation)
+        if not has_worker:
+            end_taken(client)
         watch_again(client)
 
 
@@ -117,7 +130,7 @@ def watchdogs() -> list[AutomationCore]:
             after={"prefect.flow-run.Pending"},
             expect={"prefect.flow-run.Running", "prefect.flow-run.AwaitingConcurrencySlot", *ended},
             within_s=PENDING_S,
-            message="it was never started: its worker was killed",
+            message=_NEVER_STARTED,
         ),
     ]
 
@@ -160,6 +173,14 @@ def watch_again(client: SyncPrefectClient) -> None:
     ]
     if events:
         client.request("POST", "/events", json=events)
+
+
+def end_taken(client: SyncPrefectClient) -> None:
+    """End what a dead worker had taken and not started, which would hold up the line until the watchdog sees it."""
+    pool = WorkPoolFilter(name=WorkPoolFilterName(any_=[POOL]))
+    taken = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.PENDING])))
+    for run in client.read_flow_runs(flow_run_filter=taken, work_pool_filter=pool):
+        client.set_flow_run_state(run.id, Crashed(message=_NEVER_STARTED), force=True)
 
 
 def replace_automation(client: SyncPrefectClient, automation: AutomationCore) -> None:

@@ -171,7 +171,7 @@ def _register(workspace: Path, settings: Params, state: State) -> None:
     os.environ.update(environment.service(workspace, state.prefect_url))
     from flows import deployments
 
-    deployments.register(workspace, settings)
+    deployments.register(workspace, settings, has_worker=_is_alive(state, "worker"))
 
 
 def _wait(state: State, name: str, log: Path) -> None:

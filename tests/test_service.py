@@ -190,6 +190,7 @@ def check_that_a_line_is_shortened(client: Any, deployment: Any) -> None:
 
 def test_what_the_server_is_told_stands_once_however_often(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from prefect import get_client
+    from prefect.states import Pending
     from prefect.testing.utilities import prefect_test_harness
 
     from flows import deployments
@@ -211,6 +212,11 @@ def test_what_the_server_is_told_stands_once_however_often(made: Path, monkeypat
             assert deployment.concurrency_options.collision_strategy == "ENQUEUE"
             assert deployment.parameters == {"folder": str(made)}
             check_that_a_line_is_shortened(client, deployment.id)
+            taken = client.create_flow_run_from_deployment(deployment.id, state=Pending()).id
+            deployments.register(made, params.load(made / "params.yaml"))
+            assert client.read_flow_run(taken).state.is_pending()  # its worker lives
+            deployments.register(made, params.load(made / "params.yaml"), has_worker=False)
+            assert client.read_flow_run(taken).state.is_crashed()
             assert len(client.read_automations()) == 4
         wrong = params.parse({"service": {"cron": "99 * * * *"}})
         with pytest.raises(ParamsError, match="cannot be scheduled"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import os
 import signal
 import subprocess
 import sys
@@ -25,8 +26,10 @@ from tasks.promotion import ledger, rounds, scoring, trial
 from tasks.promotion.ledger import DECIDED, DONE
 from tasks.promotion.rounds import Round
 from tests import challenger_toy as toy
+from tests import leaks
 from tests.retrain_kill_points import POINTS
 from tests.service_toy import git, make_home
+from tests.store_toy import SECRET
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -44,6 +47,7 @@ def workspace(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch:
         toy.use_toy(patch, folder / "code")
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         made = toy.make_workspace(folder / "workspace")
         toy.make_library(made, 6)
         yield made
@@ -337,6 +341,18 @@ def test_the_champion_teaches_the_next_round_where_that_is_switched_on(workspace
     own = dataclasses.replace(settings, train=params.TrainParams(teacher="mine"))
     assert "train.teacher" not in rounds.settings_of(workspace, own, dataclasses.replace(one, teacher=None))
     rounds.close_round(workspace)
+
+
+def test_no_secret_of_the_environment_is_left_anywhere(workspace: Path) -> None:
+    """Of all that the tests above have trained, pushed, decided and tracked."""
+    places = {
+        **leaks.files(workspace),
+        **leaks.git_objects(workspace),
+        **leaks.files(Path(os.environ["HOME"])),
+    }
+    assert any(name.endswith("mlflow.db'") for name in places)
+    assert any("decisions" in name for name in places)
+    assert leaks.find([SECRET], places) == []
 
 
 def test_settings_of_a_round_leave_what_people_chose(tmp_path: Path) -> None:

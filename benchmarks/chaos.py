@@ -5,7 +5,7 @@ processes is killed with SIGKILL: the flow, the process that works on a video, t
 PostgreSQL where it is installed, DVC while its stage runs, a stage. Then `mosis up` again, as systemd or a person
 would. After each kill and at rest the invariants are checked (benchmarks/survival/invariants.py); each finding counts
 as a video lost or doubled, a file torn, a run hung or an orphan process. Scenarios: a full disk, a dead remote, 200
-videos at once. Run it from the root of a checkout, whose tests have the toys.
+videos at once, a training that begins by itself. Run it from the root of a checkout, whose tests have the toys.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What goes wrong without a kill: the disk is full, the remote is gone, everything comes at once."""
+"""Without a kill: the disk is full, the remote is gone, everything comes at once, and training begins by itself."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.survival import victims
-from benchmarks.survival.farm import Farm, wait_until
+from benchmarks.survival.decisions import inspect_decisions
+from benchmarks.survival.farm import SMALL_TRAINING, Farm, wait_until
 from benchmarks.survival.invariants import Finding, Inspector, inspect_end, order_of
 from benchmarks.survival.victims import FLOW, VIDEO
 from tasks.library import done_videos
+from tasks.promotion import ledger
 
 Outcome = tuple[dict[str, Any], list[Finding]]
 VIDEOS = 8
@@ -24,6 +26,7 @@ _DISK_MIB = 256
 _OUTAGE_S = 90.0
 """Long enough for a run to begin in it, whatever it began before."""
 _PATIENCE_S = 400.0
+_DECIDED_S = 900.0
 _FLAT = 1.15
 """Memory is flat if its largest in the last quarter is no more than so many times the largest in the second."""
 
@@ -147,6 +150,35 @@ def all_at_once(base: Path, count: int = MANY) -> Outcome:
     return row, found
 
 
+def trains_by_itself(base: Path) -> Outcome:
+    """Videos are dropped, and nobody does anything more: a training by event, with the champion as its teacher, ends in
+    a decision that is carried out. No schedule is near, and no command is given.
+    """
+    farm = Farm(base)
+    never = "0 0 1 1 *"
+    farm.make({**SMALL_TRAINING, "service.self_training": True, "service.retrain_cron": never})
+    inspector = Inspector(farm)
+    found: list[Finding] = []
+    try:
+        farm.up()
+        began = time.monotonic()
+        farm.drop(VIDEOS)
+        farm.notify()
+        wait_until(lambda: any(one.state == ledger.DONE for one in ledger.read_records(farm.workspace)), _DECIDED_S)
+        seconds = time.monotonic() - began
+        records = ledger.read_records(farm.workspace)
+        if not records or records[0].state != ledger.DONE:
+            found.append(Finding("hung", f"nothing was decided within {_DECIDED_S:g} s"))
+        elif not records[0].self_training:
+            found.append(Finding("lost", "the champion did not teach"))
+        found += inspector.inspect_rest()
+    finally:
+        found += inspect_end(farm)
+    found += inspect_decisions(farm, inspector.champions)
+    outcome = records[0].outcome if records else "nothing decided"
+    return {"outcome": outcome, "videos": VIDEOS, "seconds_to_decision": round(seconds, 1)}, found
+
+
 def grow(sizes: list[float]) -> float:
     """The largest of the last quarter over the largest of the second."""
     quarter = len(sizes) // 4
@@ -170,4 +202,5 @@ SCENARIOS: dict[str, Callable[[Path], Outcome]] = {
     "disk full": disk_full,
     "remote unreachable": remote_gone,
     "200 videos at once": all_at_once,
+    "training by itself": trains_by_itself,
 }

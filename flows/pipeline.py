@@ -15,12 +15,15 @@ from prefect import Task, flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
 
-from tasks import params, tracking, versioning, workspace
+from tasks import history, params, tracking, versioning, workspace
 from tasks.errors import MosisError, StageError, StorageError, StoreError
 from tasks.tracking import RegisteredVersion
 from tasks.versioning import Outcome
 
 NETWORK_RETRY_S = (10.0, 60.0)
+
+COMMITTED = ("params.yaml", "dvc.yaml", "dvc.lock", workspace.CODE_LOCK)
+COMMIT_MESSAGE = "Training: parameters, and what came of which data"
 
 T = TypeVar("T")
 
@@ -90,7 +93,21 @@ def pipeline(folder: Path) -> PipelineRun:
         evaluate(folder),
         export(folder),
     )
-    return PipelineRun(stages, patient(register)(folder))
+    registered = patient(register)(folder)
+    keep_history(folder)
+    return PipelineRun(stages, registered)
+
+
+def keep_history(folder: Path) -> None:
+    """Commit what this run was made with and what came of it: git, and DVC's cache, lead back to it. What keeps it
+    from being committed costs a line. Not where the code itself lies: its history is no workspace's.
+    """
+    if (folder / "tasks" / "params.py").is_file():
+        return
+    try:
+        history.commit_files(folder, [name for name in COMMITTED if (folder / name).is_file()], COMMIT_MESSAGE)
+    except MosisError as error:
+        get_run_logger().warning("the run was not committed: %s", error)
 
 
 def patient(work: Task[[Path], T], *, where: bool = True) -> Task[[Path], T]:

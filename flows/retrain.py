@@ -37,7 +37,6 @@ if TYPE_CHECKING:  # imports torch, which a run that finds nothing to do is spar
 
 RETRY_S = (2.0, 5.0, 15.0, 30.0, 60.0, 120.0, 120.0, 120.0)
 """Before each retry of what another process, at its new videos most likely, keeps busy, or a store that is away."""
-COMMITTED = ("params.yaml", "dvc.yaml", "dvc.lock", workspaces.CODE_LOCK)
 
 R = TypeVar("R")
 
@@ -146,8 +145,8 @@ def version(workspace: Path) -> None:
     if (workspace / "tasks" / "params.py").is_file():
         return
     versioning.push_target(workspace, "dvc.yaml")
-    names = [name for name in COMMITTED if (workspace / name).is_file()]
-    history.commit_files(workspace, names, "Training: parameters, and what came of which data")
+    names = [name for name in pipeline.COMMITTED if (workspace / name).is_file()]
+    history.commit_files(workspace, names, pipeline.COMMIT_MESSAGE)
 
 
 @make_task("register")

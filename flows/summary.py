@@ -18,7 +18,8 @@ from tasks import drift, inbox, library, params, tracking, versioning, workspace
 from tasks.errors import MosisError
 from tasks.files import read_json
 from tasks.metrics.table import describe_scores, figure_table
-from tasks.promotion import ledger
+from tasks.promotion import ledger, rounds
+from tasks.report.words import duration
 from tasks.sources.places import hide_credentials
 
 if TYPE_CHECKING:  # flows.pipeline imports Prefect, which `mosis status` can do without
@@ -36,6 +37,11 @@ def print_run(folder: Path, run: PipelineRun) -> None:
     console.print(*describe_scores(metrics), sep="\n")
     counts = read_json(folder / "outputs" / "labels" / "summary.json")
     console.print(figure_table("Labels", {name: counts[name] for name in ("images", "annotations", "tracks")}))
+    if not counts["annotations"]:
+        console.print(
+            "warning  the network finds nothing in any frame, and would label new video so: train longer "
+            "(train.iterations), give more clips, or lower export.score_threshold"
+        )
     model = run.model
     console.print(
         f"labels   {_shown(folder / 'outputs/labels/coco.json')}, {_shown(folder / 'outputs/labels/ytvis.json')}"
@@ -84,14 +90,16 @@ def describe_service(folder: Path) -> list[str]:
         decided = [ledger.describe(record) for record in ledger.read_records(folder)[-1:]]
     except MosisError as error:
         decided = [str(error)]
+    under_way = (folder / rounds.STATE).is_file()
     entries = library.done_entries(folder)
-    minutes = sum(entry.seconds for entry in entries) / 60
+    length = duration(sum(entry.seconds for entry in entries))
     states = [f"{name} {'runs' if alive else 'has died'}" for name, alive in running.items()]
     return [
         f"inbox     {hide_credentials(url)}: {there}",
-        f"library   {len(done)} videos, {minutes:.1f} minutes, {sum(entry.annotations for entry in entries)} instances",
+        f"library   {len(done)} videos, {length}, {sum(entry.annotations for entry in entries)} instances",
         *[f"drift     {verdicts[-1].describe()}" for verdicts in [drift.read_verdicts(folder)] if verdicts],
         *[f"decision  {line}" for line in decided],
+        *(["training  a round is under way or was stopped: `mosis retrain` goes on with it"] if under_way else []),
         f"service   {', '.join(states) if states else 'down'}",
     ]
 

@@ -35,6 +35,11 @@ class StoreFolder:
         refuse_credentials(url)
         self.shown = hide_credentials(url).rstrip("/")
         self._url = fill_in(url)
+        protocol = self._url.partition("://")[0].partition("::")[0]
+        if protocol == "memory":
+            raise SourceError(f"{self.shown}: ends with this process: name a folder or a store that lasts")
+        if protocol not in fsspec.available_protocols():
+            raise SourceError(f"{self.shown}: {protocol} is no kind of store that is known: write s3://, gs://, ...")
 
     def names(self) -> list[str]:
         """Files below it, relative; none where there is no such folder yet."""

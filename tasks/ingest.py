@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from tasks.pool import Outcome, map_unordered
 from tasks.sources import Job, open_source
 
 _REASONS_SHOWN = 3
+_REASONS_ON_FAILURE = 100
 
 
 @dataclass(frozen=True)
@@ -134,9 +136,12 @@ def _check_share(rejected: list[Rejected], absent: int, total: int, max_share: f
     bad, there = len(rejected) - absent, total - absent
     share = bad / there
     if share > max_share:
+        if len(rejected) > _REASONS_SHOWN:  # no file of them stays of a stage that fails
+            for one in rejected[:_REASONS_ON_FAILURE]:
+                print(f"set aside {one.source}: {one.reason}", file=sys.stderr)
         raise NothingLeftError(
             f"{bad} of {there} sources ({share:.0%}) set aside, more than ingest.max_rejected_share "
-            f"({max_share:.0%}) allows: {reasons}"
+            f"({max_share:.0%}) allows, raise it to go on without them: {reasons}"
         )
 
 

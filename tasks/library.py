@@ -158,7 +158,8 @@ def attempt_fingerprint(params: Params) -> str:
     """Of the code and the parameters that decide whether a video can be taken in; another one is worth another try."""
     source = template("dvc.yaml")
     codes = fingerprints(source, code_root())
-    settings = [parameters.to_dict(params.ingest), parameters.to_dict(params.export), params.train.device]
+    ingest = {name: value for name, value in parameters.to_dict(params.ingest).items() if name != "sources"}
+    settings = [ingest, parameters.to_dict(params.export), params.train.device]
     own = sha256_tree(code_root() / "tasks" / name for name in ("intake.py", "label.py", "label_writing.py"))
     text = json.dumps([codes["ingest"], codes["export"], own, settings], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

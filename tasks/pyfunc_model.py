@@ -62,6 +62,8 @@ class MosisModel(mlflow.pyfunc.PythonModel):  # type: ignore[name-defined]
         """
         images = check_images(model_input)
         threshold = (params or {}).get("score_threshold")
+        if threshold is not None and not 0 <= threshold <= 1:
+            raise ValueError(f"score_threshold must lie in 0 to 1, not {threshold}")
         found: list[dict[str, Any]] = []
         step = max(1, min(BATCH, PIXELS_AT_ONCE // (images.shape[1] * images.shape[2])))
         for start in range(0, len(images), step):

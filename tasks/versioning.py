@@ -347,8 +347,10 @@ def _reproduce(stage: str) -> int:
         cause = error.__cause__ or error
         if isinstance(cause, StageCmdFailedError):
             return _stage_exit_code(str(cause))
+        if isinstance(cause, LockError):  # whose text advises to remove the lock by hand
+            return _BUSY
         print(f"dvc: {_hide_credentials(' '.join(str(cause).split()))}", file=sys.stderr)
-        return _BUSY if isinstance(cause, LockError) else _DVC_FAILED
+        return _DVC_FAILED
     if not changed:
         return _UNCHANGED
     return 0 if commands.seen else _RESTORED

@@ -80,7 +80,7 @@ def is_workspace(folder: Path) -> bool:
 
 def check_writable(folder: Path) -> None:
     """Raises StorageError where there is no permission or room: Prefect's database says the same over 200 lines."""
-    probe = folder / ".mosis" / "probe"
+    probe = folder / ".mosis" / f"probe-{os.getpid()}"  # others may look at the same moment
     with atomic_path(probe) as temporary:
         temporary.write_bytes(bytes(_ROOM_BYTES))
     probe.unlink()

@@ -247,6 +247,8 @@ def test_what_is_set_aside_stands_once_and_broken_lines_do_no_harm(workspace: Pa
 def test_another_attempt_is_one_with_other_parameters_of_ingest() -> None:
     first = library.attempt_fingerprint(parameters.parse({}))
     assert first == library.attempt_fingerprint(parameters.parse({"train": {"iterations": 7}}))
+    assert first == library.attempt_fingerprint(parameters.parse({"ingest": {"sources": ["library:library"]}}))
+    assert first != library.attempt_fingerprint(parameters.parse({"train": {"device": "cpu"}}))
     assert first != library.attempt_fingerprint(parameters.parse({"ingest": {"max_side": 640}}))
 
 

@@ -111,6 +111,7 @@ NONSENSE = (
     b'{"inputs": [[[[]]]]}',
     b'{"inputs": []}',
     b'{"inputs": [[[[1, 2, 3]]]], "params": {"score_threshold": "x"}}',
+    b'{"inputs": [[[[1, 2, 3]]]], "params": {"score_threshold": 7}}',
     b'{"dataframe_split": {"columns": ["a"], "data": [[1]]}}',
 )
 """Bodies that are no images."""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,17 @@ def test_a_half_made_workspace_is_finished(tmp_path: Path, home: Path, monkeypat
     assert not workspace.is_workspace(folder)
     workspace.init(folder, {})
     assert git(folder, "status", "--porcelain") == ""
+
+
+def test_several_commands_may_look_at_once_whether_there_is_room(tmp_path: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from tasks.workspace import check_writable\n"
+        "for _ in range(30): check_writable(Path(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    started = [subprocess.Popen(command, cwd=Path(__file__).parents[1]) for _ in range(3)]
+    assert [one.wait() for one in started] == [0, 0, 0]
+    assert list((tmp_path / ".mosis").iterdir()) == []
 
 
 def test_configure_writes_only_what_changes(tmp_path: Path) -> None:

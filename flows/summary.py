@@ -19,7 +19,6 @@ from tasks.errors import MosisError
 from tasks.files import read_json
 from tasks.metrics.table import describe_scores, figure_table
 from tasks.promotion import ledger, rounds
-from tasks.report.words import duration
 from tasks.sources.places import hide_credentials
 
 if TYPE_CHECKING:  # flows.pipeline imports Prefect, which `mosis status` can do without
@@ -92,7 +91,8 @@ def describe_service(folder: Path) -> list[str]:
         decided = [str(error)]
     under_way = (folder / rounds.STATE).is_file()
     entries = library.done_entries(folder)
-    length = duration(sum(entry.seconds for entry in entries))
+    seconds = sum(entry.seconds for entry in entries)
+    length = f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} minutes"
     states = [f"{name} {'runs' if alive else 'has died'}" for name, alive in running.items()]
     return [
         f"inbox     {hide_credentials(url)}: {there}",

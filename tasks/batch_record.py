@@ -99,9 +99,16 @@ def _judge(workspace: Path, run_id: str, entries: Sequence[Entry], limits: Drift
             tags = read_version(workspace, version).tags
         except (DataError, ParamsError):
             tags = {}
-        thresholds = [float(video.params["export"]["score_threshold"]) for video in videos]
-        verdicts.append(drift.assess(run_id, videos, drift.reference_of(tags, thresholds), limits))
+        reference = drift.reference_of(tags, filter(None, map(_threshold, videos)))
+        verdicts.append(drift.assess(run_id, videos, reference, limits))
     return verdicts
+
+
+def _threshold(video: Entry) -> float | None:
+    """From which score on it was labelled, if its entry says so."""
+    export = video.params.get("export")
+    found = export.get("score_threshold") if isinstance(export, dict) else None
+    return found if isinstance(found, int | float) else None
 
 
 def _log_drift(tracker: Tracker, verdicts: Sequence[Verdict]) -> None:

@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 
-from tasks import history, library, versioning
+from tasks import batch_record, history, library, tracking, versioning
 from tasks import params as parameters
 from tasks.clips import write_manifest
+from tasks.drift_params import DriftParams
 from tasks.errors import AbsentError, BusyError, DataError, SourceError, StorageError
 from tasks.files import sha256_file, write_json
 from tasks.library import Entry, Rejected
@@ -224,6 +227,27 @@ def test_done_entries_come_in_order_of_arrival(workspace: Path) -> None:
         (workspace / "library" / f"{entry.video_id}.dvc").write_text("outs: []\n")
         history.commit_files(workspace, [f"library/{entry.video_id}.dvc"], content)
     assert [entry.source for entry in library.done_entries(workspace)] == [f"/inbox/{name}.mp4" for name in "yzx"]
+
+
+def test_a_run_that_is_taken_up_with_more_videos_names_them_all(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow died between the begin of a batch's run and its end, and another video came before the next try."""
+    first = make_entry(workspace)
+    library.version_entry(workspace, first)
+    with monkeypatch.context() as patch:
+        patch.setattr(MlflowClient, "log_artifact", refuse)
+        assert batch_record.record(workspace, DriftParams()) is None
+    second = make_entry(workspace, "b")
+    library.version_entry(workspace, second)
+    run_id = batch_record.record(workspace, DriftParams())
+    assert run_id is not None
+    tags = tracking.connect(workspace).get_run(run_id).data.tags
+    assert set(tags["video_ids"].split(",")) == {first.video_id, second.video_id}
+
+
+def refuse(*unused: Any) -> None:
+    raise MlflowException("away")
 
 
 def test_what_is_set_aside_stands_once_and_broken_lines_do_no_harm(workspace: Path) -> None:

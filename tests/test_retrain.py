@@ -22,6 +22,7 @@ from flows import summary
 from flows.cli import main
 from tasks import params, registry, tracking, versioning
 from tasks.errors import BusyError, DataError, ParamsError, StorageError
+from tasks.files import read_json, write_json
 from tasks.promotion import ledger, rounds, scoring, trial
 from tasks.promotion.ledger import DECIDED, DONE
 from tasks.promotion.rounds import Round
@@ -284,6 +285,38 @@ def test_a_version_that_kills_what_scores_it_is_refused_and_not_tried_for_ever(w
     assert champion(workspace) == leader
 
 
+def test_a_clip_that_one_version_could_not_read_is_looked_at_again(workspace: Path) -> None:
+    """Else its short scores, which are kept, would end every later run."""
+    settings = params.load(workspace / "params.yaml")
+    plan = scoring.make_plan(workspace, settings)
+    leader, other = champion(workspace), "3"
+    assert leader != other
+    theirs, ours = (trial.score_version(workspace, settings, plan, version) for version in (leader, other))
+    document = read_json(ours / "scores.json")
+    document["figures"]["held_out_frames"] -= 1
+    write_json(ours / "scores.json", document)
+    with pytest.raises(StorageError, match="not scored on the same frames"):
+        trial.decide_about(workspace, settings, Round(None, 1.0), plan, (other, ours), (leader, theirs))
+    assert not ours.exists()
+    assert not theirs.exists()
+
+
+def test_an_error_that_nobody_expected_is_the_versions_the_second_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[str] = []
+
+    def fail(*unused: Any) -> Path:
+        tries.append("x")
+        raise RuntimeError("shapes\ndiffer")
+
+    monkeypatch.setattr(trial, "score_version", fail)
+    arguments: Any = (Path(), None, None, "2")
+    assert trial.score_challenger(*arguments) == "it cannot be scored, tried twice: shapes differ"
+    assert tries == ["x", "x"]
+    monkeypatch.setattr(trial, "score_version", lambda *unused: (_ for _ in ()).throw(StorageError("disk full")))
+    with pytest.raises(StorageError, match="disk full"):
+        trial.score_challenger(*arguments)
+
+
 def test_two_retrainings_at_once_and_none_without_a_registry(
     workspace: Path, prefect_server: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +439,14 @@ def test_a_long_training_is_not_lost_where_new_video_is_pushed_as_it_ends(home: 
     assert versioning.run_stage(folder, "train") is versioning.Outcome.UNCHANGED
     with Repo(folder).lock, pytest.raises(BusyError):  # to begin with, it says at once that another is at work
         versioning.run_stage(folder, "train")
+
+
+def test_status_says_that_a_round_was_stopped(workspace: Path) -> None:
+    rounds.write_round(workspace, Round(None, 1.0))
+    said = [line for line in summary.describe_service(workspace) if line.startswith("training")]
+    rounds.close_round(workspace)
+    assert said == ["training  a round is under way or was stopped: `mosis retrain` goes on with it"]
+    assert not any(line.startswith("training") for line in summary.describe_service(workspace))
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", "no JSON", '{"format": 1, "revision": 3, "minutes": 1}'])

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -49,6 +50,50 @@ def tiny_synthetic(**changes: Any) -> dict[str, Any]:
         "ingest": {"sources": ["synthetic"], "workers": 1, "synthetic": synthetic},
         "pairs": {"height": 64, "width": 64},
     }
+
+
+def tiny_training(**changes: Any) -> dict[str, Any]:
+    """Document for params.yaml: 4 generated videos of 8 frames, six iterations. `changes` go into train."""
+    document = tiny_synthetic(videos=4, frames=8, speed=[2.0, 3.5])
+    document["pairs"] |= {"workers": 1, "train_share": 0.5, "val_share": 0.5}
+    document["train"] = {
+        "iterations": 6, "batch_size": 2, "validate_every": 3, "validation_images": 4, "checkpoint_every": 2,
+        "checkpoint_seconds": 0,
+        "warmup_iterations": 2, "workers": 1, **changes,
+    }  # fmt: skip
+    return document
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workspace after ingest and pairs, of `tiny_training`: not to be written to."""
+    from tasks import ingest, pairs, params
+
+    folder = tmp_path_factory.mktemp("prepared")
+    settings = params.parse(tiny_training())
+    ingest.run(settings, folder)
+    pairs.run(settings, folder)
+    return folder
+
+
+@pytest.fixture
+def prepared_workspace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the workspace after ingest and pairs, as the current folder; nothing is tracked."""
+    folder = Path(shutil.copytree(prepared / "data", tmp_path / "workspace" / "data")).parent
+    monkeypatch.setenv("MOSIS_TRACKING", "off")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """For torch: tensors as small as a test's gain nothing from a second thread, and on a busy machine wait for it."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def write_params(folder: Path, document: dict[str, Any]) -> Path:

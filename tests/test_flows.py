@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import pty
 import re
@@ -19,6 +20,7 @@ import pytest
 import yaml
 
 from flows.cli import main
+from flows.summary import print_run
 from tasks import params, tracking, versioning, workspace
 from tasks.errors import MosisError, ParamsError, SourceError, StageError, StorageError, StoreError
 from tasks.versioning import Outcome
@@ -116,6 +118,41 @@ def test_one_command_makes_labels_a_report_and_a_model(finished: Finished) -> No
     # And git leads back to it.
     assert git(finished.folder, "status", "--porcelain") == ""
     assert "dvc.lock" in git(finished.folder, "show", "--stat", "--format=%s", "HEAD")
+
+
+def test_what_keeps_a_run_from_being_committed_costs_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from flows import pipeline
+
+    said: list[logging.LogRecord] = []
+    logger = logging.Logger("in place of Prefect's, which speaks within a run alone")
+    logger.addFilter(said.append)  # type: ignore[arg-type]
+    monkeypatch.setattr(pipeline, "get_run_logger", lambda: logger)
+    workspace.init(tmp_path / "made", {})
+    (tmp_path / "made" / "params.yaml").write_text("{}\n")
+    (tmp_path / "made" / ".git" / "HEAD").write_text("of no use")
+    pipeline.keep_history(tmp_path / "made")
+    (record,) = said
+    assert record.levelname == "WARNING"
+    assert "was not committed" in record.getMessage()
+    assert "\n" not in record.getMessage()
+
+
+def test_labels_of_nothing_are_warned_of(finished: Finished, capsys: pytest.CaptureFixture[str]) -> None:
+    from flows.pipeline import PipelineRun
+
+    warning = "the network finds nothing in any frame"
+    summary = finished.folder / "outputs" / "labels" / "summary.json"
+    before = summary.read_bytes()
+    there = json.loads(before)
+    assert (warning in finished.out) == (there["annotations"] == 0)
+    run = PipelineRun((), tracking.RegisteredVersion("1", "models:/mosis/1", created=True))
+    try:
+        for count in (0, 1):
+            summary.write_text(json.dumps({**there, "annotations": count}))
+            print_run(finished.folder, run)
+            assert (warning in capsys.readouterr().out) == (count == 0)
+    finally:
+        summary.write_bytes(before)
 
 
 def test_no_wall_of_library_warnings(finished: Finished) -> None:

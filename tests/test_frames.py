@@ -1,12 +1,9 @@
-"""Frame and label stores: what goes in comes out, and a broken folder is named in one line."""
+"""The frame store: what goes in comes out, and a broken folder is named in one line."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
-import os
-import pickle
 import resource
 import shutil
 import tracemalloc
@@ -18,174 +15,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import torch
 
 from models.common.instances import Instances
 from tasks.errors import DataError, StorageError
 from tasks.frame_writer import ClipPreparer, FrameWriter, PreparedClip
 from tasks.frames import FrameStore, open_clip
-from tasks.labels import LabelStore, LabelWriter
-from tasks.npy import NpyWriter, open_npy
-
-SIZE = (5, 6)
-
-
-def boxes(*extents: tuple[int, int, int, int], track_ids: list[int] | None = None) -> Instances:
-    """Instances whose masks are full boxes."""
-    masks = torch.zeros(len(extents), *SIZE, dtype=torch.bool)
-    for mask, (x1, y1, x2, y2) in zip(masks, extents, strict=True):
-        mask[y1:y2, x1:x2] = True
-    ids = None if track_ids is None else torch.tensor(track_ids)
-    return Instances.from_masks(masks, torch.arange(1, len(extents) + 1) / 4, ids)
-
-
-FIRST = boxes((0, 0, 2, 3), (1, 1, 6, 5), track_ids=[7, 3])
-SECOND = boxes((2, 2, 3, 3))
-
-
-def assert_same(a: Instances, b: Instances) -> None:
-    assert torch.equal(a.boxes, b.boxes)
-    assert torch.equal(a.scores, b.scores)
-    assert torch.equal(a.masks, b.masks)
-    assert (a.track_ids is None) == (b.track_ids is None)
-    assert a.track_ids is None or torch.equal(a.track_ids, b.track_ids)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("kind", ["file", "memory"])
-def test_labels_come_back(tmp_path, kind):
-    items = [(0, FIRST), (1, Instances.empty(*SIZE)), (4, SECOND)]
-    if kind == "file":
-        assert LabelStore.write(tmp_path / "labels", SIZE, iter(items)) == 3
-        store = LabelStore.open(tmp_path / "labels")
-    else:
-        store = LabelStore.from_items(SIZE, items)
-    assert store.count == 3
-    assert_same(store[0], FIRST)
-    assert_same(store[4], SECOND)
-    for row in (1, 2, 5, 1000):
-        assert_same(store[row], Instances.empty(*SIZE))
-
-
-def test_no_labels_at_all(tmp_path):
-    assert LabelStore.write(tmp_path / "labels", SIZE, []) == 0
-    store = LabelStore.open(tmp_path / "labels")
-    assert store.count == 0
-    assert len(store[0]) == 0
-    assert LabelStore.from_items(SIZE, []).count == 0
-
-
-def test_truth_is_written_from_arrays(tmp_path):
-    track_ids = np.array([7, 3])
-    with LabelWriter(tmp_path, SIZE) as writer:
-        writer.add_masks(2, FIRST.masks.numpy(), track_ids)
-        writer.add_masks(3, np.zeros((0, *SIZE), bool), track_ids[:0])
-        with pytest.raises(ValueError, match="row 4"):
-            writer.add_masks(4, np.ones((1, 6, 5), bool), track_ids[:1])
-    store = LabelStore.open(tmp_path)
-    assert_same(store[2], FIRST.with_scores(torch.ones(2)))
-    assert store.count == 2
-
-
-def test_labels_must_ascend_and_fit(tmp_path):
-    with pytest.raises(ValueError, match="ascending"):
-        LabelStore.write(tmp_path / "labels", SIZE, [(2, FIRST), (1, SECOND)])
-    with pytest.raises(ValueError, match="ascending"):
-        LabelStore.from_items(SIZE, [(2, FIRST), (1, SECOND)])
-    with pytest.raises(ValueError, match="masks of"):
-        LabelStore.write(tmp_path / "labels", (6, 5), [(2, FIRST)])
-    assert list(tmp_path.iterdir()) == []
-
-
-def break_size(folder: Path) -> None:
-    (folder / "size.json").write_text('{"height": 5}')
-
-
-def break_scores(folder: Path) -> None:
-    np.save(folder / "scores.npy", np.zeros(1, np.float32))
-
-
-def break_rows(folder: Path) -> None:
-    np.save(folder / "rows.npy", np.array([4, 0, 0]))
-
-
-def break_masks(folder: Path) -> None:
-    data = (folder / "masks.npy").read_bytes()
-    (folder / "masks.npy").write_bytes(data[:-2])
-
-
-def break_pickle(folder: Path) -> None:
-    np.save(folder / "scores.npy", np.array([{"a": 1}], dtype=object), allow_pickle=True)
-
-
-def break_text(folder: Path) -> None:
-    (folder / "track_ids.npy").write_text("no array")
-
-
-def break_missing(folder: Path) -> None:
-    (folder / "rows.npy").unlink()
-
-
-BREAK_LABELS = [break_size, break_scores, break_rows, break_masks, break_pickle, break_text, break_missing]
-
-
-@pytest.mark.parametrize("damage", BREAK_LABELS)
-def test_broken_labels_are_named_in_one_line(tmp_path, damage):
-    LabelStore.write(tmp_path / "labels", SIZE, [(0, FIRST), (4, SECOND)])
-    damage(tmp_path / "labels")
-    with pytest.raises(DataError) as caught:
-        LabelStore.open(tmp_path / "labels")
-    assert "\n" not in str(caught.value)
-    assert "labels" in str(caught.value)
-
-
-def test_npy_grows_and_numpy_reads_it(tmp_path):
-    with NpyWriter(tmp_path / "a.npy", np.int64, (2,)) as file:
-        for count in (0, 3, 100):
-            file.append(np.arange(count * 2).reshape(count, 2))
-    expected = np.concatenate([np.arange(6).reshape(3, 2), np.arange(200).reshape(100, 2)])
-    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), expected)
-    np.testing.assert_array_equal(open_npy(tmp_path / "a.npy", np.int64, (2,)), expected)
-    with pytest.raises(DataError, match="was expected"):
-        open_npy(tmp_path / "a.npy", np.int32, (2,))
-
-
-def refuse(*_: object) -> int:
-    raise OSError(errno.EXDEV, "across disks")
-
-
-@pytest.mark.parametrize("in_kernel", [True, False])
-def test_npy_files_are_joined(tmp_path, monkeypatch, in_kernel):
-    if not in_kernel:
-        monkeypatch.setattr(os, "copy_file_range", refuse)
-    rows = np.arange(600_000, dtype=np.int64).reshape(-1, 2)
-    for name, part in (("a", rows[:200_000]), ("none", rows[:0]), ("b", rows[200_000:])):
-        np.save(tmp_path / f"{name}.npy", part)
-    with NpyWriter(tmp_path / "whole.npy", np.int64, (2,)) as file:
-        for name in ("a", "none", "b"):
-            file.extend(tmp_path / f"{name}.npy")
-        file.append(rows[:1])
-    np.testing.assert_array_equal(np.load(tmp_path / "whole.npy"), np.concatenate([rows, rows[:1]]))
-    with NpyWriter(tmp_path / "other.npy", np.int32, (2,)) as file, pytest.raises(DataError, match="was expected"):
-        file.extend(tmp_path / "a.npy")
-
-
-class Trap:
-    """Unpickling this makes a folder."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return os.mkdir, (str(self.path),)
-
-
-def test_pickles_are_never_opened(tmp_path):
-    with (tmp_path / "a.npy").open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": (0,)})
-        file.write(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(DataError):
-        open_npy(tmp_path / "a.npy", np.int64, ())
-    assert not (tmp_path / "sprung").exists()
+from tasks.npy import open_npy
+from tests.frames_toy import FIRST, SECOND, SIZE, assert_same
 
 
 def frames_of(clip: int, count: int) -> np.ndarray:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tasks.pool import WorkerDied, count_workers, map_unordered
+from tasks.process import _has_ended
 
 
 def work(item: int) -> int:
@@ -93,6 +94,18 @@ def test_workers_die_with_the_process_that_started_them(tmp_path: Path, when: st
         _wait_until(lambda: len(os.listdir(told)) == 2)
         process.kill()
     _wait_until(lambda: not any(_is_alive(int(pid)) for pid in os.listdir(told)))
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/proc is Linux'")
+def test_a_parent_that_nobody_has_waited_for_has_ended() -> None:
+    """A zombie still has an entry: taken for alive, its children would live on for ever."""
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
+        assert not _has_ended(child.pid)
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # dead, and not yet waited for
+        assert _has_ended(child.pid)
+        child.wait()
+    assert _has_ended(child.pid)
 
 
 def _wait_until(condition) -> None:  # type: ignore[no-untyped-def]

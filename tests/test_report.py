@@ -19,9 +19,7 @@ import yaml
 from tasks import params as parameters
 from tasks.clips import ClipEntry, write_manifest
 from tasks.report import write_report
-from tasks.report.charts import MAX_POINTS, Series, line_chart, ticks
 from tasks.report.embed import Album
-from tasks.report.words import count, duration, figure, share
 
 HOSTILE = '<script>alert("1")</script> & \'dog\' \u202e"><img src=x onerror=alert(1)>'
 LONG = "videos/" + "a_very_long_name_without_any_space_" * 8 + ".mp4"
@@ -327,58 +325,6 @@ def test_an_album_stops_at_its_budget(tmp_path: Path) -> None:
     assert album.embed(path, tmp_path) is not None
     assert album.embed(path, tmp_path) is None
     assert (album.left, album.omitted) == (0, 1)
-
-
-def test_ticks_are_round_and_within() -> None:
-    assert ticks(0, 1) == [0, 0.2, 0.4, 0.6, 0.8, 1]
-    assert ticks(0, 800) == [0, 200, 400, 600, 800]
-    assert ticks(0.37, 2.1) == [0.5, 1.0, 1.5, 2.0]
-    assert ticks(-0.002, 0.002) == [-0.002, -0.001, 0, 0.001, 0.002]
-
-
-def test_a_chart_puts_points_where_they_belong() -> None:
-    chart = line_chart("t", [Series("a", [0, 1, 2], [0, 10, 5])], x_label="x", y_range=(0, 10))
-    assert chart is not None
-    points = re.search(r'polyline class="line s1" points="([^"]*)"', chart.svg)
-    assert points is not None
-    assert points[1] == "0,168 143,0 286,84"  # the plot is 286 x 168, y downwards
-    assert chart.legend == [("a", 1, 5)]
-
-
-def test_charts_survive_gaps_single_points_and_constants() -> None:
-    nan, inf = float("nan"), float("inf")
-    assert line_chart("t", [Series("a", [1, 2], [nan, inf])], x_label="x") is None
-    assert line_chart("t", [], x_label="x") is None
-    single = line_chart("t", [Series("a", [5], [0])], x_label="x")
-    assert single is not None
-    assert "<circle" in single.svg
-    assert "nan" not in single.svg
-    constant = line_chart("t", [Series("a", [0, 1], [3, 3])], x_label="x")
-    assert constant is not None
-    assert "84" in constant.svg  # half way up
-    zero = line_chart("t", [Series("a", [0, 1], [0, 0])], x_label="x")
-    assert zero is not None
-    assert "e-" not in zero.svg
-    many = line_chart("t", [Series("a", range(10_000), range(10_000), noisy=True)], x_label="x")
-    assert many is not None
-    assert max(points.count(",") for points in re.findall(r'points="([^"]*)"', many.svg)) == MAX_POINTS
-    title = line_chart(HOSTILE, [Series(HOSTILE, [0, 1], [0, 1])], x_label=HOSTILE)
-    assert title is not None
-    assert "<script" not in title.svg
-
-
-def test_numbers_are_written_for_people() -> None:
-    assert [figure(v) for v in (0.7123, 12.345, 1234.5, None, float("nan"), "odd")] == [
-        "0.712",
-        "12.3",
-        "1,234",
-        "–",
-        "–",
-        "odd",
-    ]
-    assert [count(v) for v in (1234567, None, True)] == ["1,234,567", "–", "True"]
-    assert share(0.0432) == "4.3 %"
-    assert [duration(v) for v in (4.25, 312.4, 7260, "x")] == ["4.2 s", "5 min 12 s", "2 h 1 min", "x"]
 
 
 def test_writing_to_a_place_that_cannot_be_is_one_line(full: Path) -> None:

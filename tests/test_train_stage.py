@@ -10,27 +10,24 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from conftest import tiny_synthetic, write_params
+from conftest import tiny_training, write_params
 
 from models.common.instances import Instances
 from tasks import params as parameters
 from tasks import tracking, train
-from tasks.errors import CollapseError, MosisError, NothingLeftError, ParamsError
+from tasks.errors import CollapseError, MosisError, ParamsError
 from tasks.files import read_json
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.params import Params
-from tasks.pool import DIED, Outcome, WorkerDied
 from tasks.predict import Predictor
-from tasks.training import labelling, validation
+from tasks.training import validation
 from tasks.training.history import History
 from tests.registered_toy import write_outputs
 
@@ -38,47 +35,16 @@ ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
 
-@pytest.fixture(autouse=True)
-def _small_and_untracked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("MOSIS_TRACKING", "off")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A workspace after ingest and pairs: 4 videos of 8 frames at 64 x 64."""
-    from tasks import ingest, pairs
-
-    folder = tmp_path_factory.mktemp("prepared")
-    params = tiny_params()
-    ingest.run(params, folder)
-    pairs.run(params, folder)
-    return folder
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
-def workspace(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = Path(shutil.copytree(prepared / "data", tmp_path / "workspace" / "data")).parent
-    monkeypatch.chdir(folder)
-    return folder
-
-
-def tiny_document(**changes: Any) -> dict[str, Any]:
-    document = tiny_synthetic(videos=4, frames=8, speed=[2.0, 3.5])
-    document["pairs"] |= {"workers": 1, "train_share": 0.5, "val_share": 0.5}
-    document["train"] = {
-        "iterations": 6, "batch_size": 2, "validate_every": 3, "validation_images": 4, "checkpoint_every": 2,
-        "checkpoint_seconds": 0,
-        "warmup_iterations": 2, "workers": 1, **changes,
-    }  # fmt: skip
-    return document
+def workspace(prepared_workspace: Path) -> Path:
+    return prepared_workspace
 
 
 def tiny_params(**changes: Any) -> Params:
-    return parameters.parse(tiny_document(**changes))
+    return parameters.parse(tiny_training(**changes))
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -191,7 +157,7 @@ def test_a_killed_stage_ends_with_the_same_weights_and_one_run(
 ) -> None:
     whole = Path(shutil.copytree(workspace, tmp_path / "whole"))
     for folder in (whole, workspace):
-        write_params(folder, tiny_document(iterations=24, collapse_patience=99))
+        write_params(folder, tiny_training(iterations=24, collapse_patience=99))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "tasks", "train"]
     subprocess.run(command, cwd=whole, env=environment, check=True, capture_output=True)
@@ -317,136 +283,6 @@ def test_no_train_split_is_said(workspace: Path) -> None:
     clips.write_text(clips.read_text().replace('"train"', '"test"'))
     with pytest.raises(MosisError):
         train.run(tiny_params(), workspace)
-
-
-# ---- labels
-
-
-def label(workspace: Path, folder: Path) -> labelling.Labels:
-    pairs = workspace / "data" / "pairs"
-    store = FrameStore.open(pairs)
-    return labelling.label_train_clips(pairs, store, tiny_params().train.motion_labels, folder, workers=1)
-
-
-def one_square(frames: np.ndarray, config: Any) -> list[Instances]:
-    """Stands for the labeller: a square of a size that tells the clips apart, in every other frame."""
-    mask = torch.zeros(1, *frames.shape[1:3], dtype=torch.bool)
-    mask[0, : 1 + int(frames[0, 0, 0, 0]) % 50, :3] = True
-    empty = Instances.empty(*frames.shape[1:3])
-    return [Instances.from_masks(mask) if index % 2 else empty for index in range(len(frames))]
-
-
-def test_labels_lie_at_the_rows_of_their_frames(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "label_clip", one_square)
-    made = label(workspace, workspace / "labels-a")
-    store = FrameStore.open(workspace / "data" / "pairs")
-    clips = [clip for clip in store.clips if clip.split == "train"]
-    assert made.store.rows.tolist() == [c.first_row + i for c in clips for i in range(1, c.frames, 2)]
-    for clip in clips:
-        expected = one_square(store.clip_frames(clip), None)[1]
-        assert torch.equal(made.store[clip.first_row + 1].masks, expected.masks)
-    assert (made.images, made.reused) == (made.store.count, False)
-    assert not (workspace / "labels-a.parts").exists()
-    assert label(workspace, workspace / "labels-a").reused
-
-
-def test_a_labeller_reads_its_own_clip_alone(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "label_clip", one_square)
-    pairs = workspace / "data" / "pairs"
-    store = FrameStore.open(pairs)
-    for name in ("pairs.parquet", "clips.json"):
-        (pairs / name).unlink()
-    made = labelling.label_train_clips(
-        pairs, store, tiny_params().train.motion_labels, workspace / "labels-a", workers=1
-    )
-    assert made.images
-
-
-def test_labels_of_finished_clips_survive_a_kill(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[int] = []
-
-    def die_at_second(frames: np.ndarray, config: Any) -> list[Instances]:
-        if done:
-            raise KeyboardInterrupt
-        done.append(1)
-        return one_square(frames, config)
-
-    monkeypatch.setattr(labelling, "label_clip", die_at_second)
-    with pytest.raises(KeyboardInterrupt):
-        label(workspace, workspace / "labels-a")
-    assert not (workspace / "labels-a").exists()
-    calls: list[int] = []
-    monkeypatch.setattr(labelling, "label_clip", lambda f, c: calls.append(1) or one_square(f, c))
-    label(workspace, workspace / "labels-a")
-    store = FrameStore.open(workspace / "data" / "pairs")
-    assert len(calls) == sum(clip.split == "train" for clip in store.clips) - 1
-
-
-def test_a_clip_that_cannot_be_labelled_is_left_out_and_named(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    failed: list[int] = []
-
-    def fail_first(frames: np.ndarray, config: Any) -> list[Instances]:
-        if not failed:
-            failed.append(1)
-            raise RuntimeError("no\nflow")
-        return one_square(frames, config)
-
-    monkeypatch.setattr(labelling, "label_clip", fail_first)
-    made = label(workspace, workspace / "labels-a")
-    assert made.store.count > 0
-    assert "labels: left out synthetic" in capsys.readouterr().err
-    first = next(clip for clip in FrameStore.open(workspace / "data" / "pairs").clips if clip.split == "train")
-    again = label(workspace, workspace / "labels-a")
-    assert again.reused
-    assert again.failed == made.failed == [{"clip_id": first.clip_id, "reason": "no flow"}]
-
-
-def test_clips_that_were_not_labelled_stand_in_the_summary(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "label_clip", one_square)
-    failed = [{"clip_id": "a", "reason": "b"}]
-    make = train.label_train_clips
-    monkeypatch.setattr(train, "label_train_clips", lambda *a, **k: replace(make(*a, **k), failed=failed))
-    train.run(tiny_params(), workspace)
-    summary = json.loads((workspace / "outputs" / "train" / "summary.json").read_text())
-    assert summary["labels"]["failed"] == failed
-
-
-def test_labels_are_not_published_without_clips_that_ended_their_process(
-    workspace: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(labelling, "label_clip", one_square)
-
-    def last_died(function: Any, items: list[Any], *_: Any, **__: Any) -> Iterator[Outcome[Any, Any]]:
-        yield from (Outcome(i, item, value=function(item)) for i, item in enumerate(items[:-1]))
-        yield Outcome(len(items) - 1, items[-1], error=WorkerDied(DIED))
-
-    with monkeypatch.context() as patched:
-        patched.setattr(labelling, "map_unordered", last_died)
-        last = [clip for clip in FrameStore.open(workspace / "data" / "pairs").clips if clip.split == "train"][-1]
-        with pytest.raises(MosisError, match=rf"memory \({last.clip_id}\): run again"):
-            label(workspace, workspace / "labels-a")
-    assert not (workspace / "labels-a").exists()
-    calls: list[int] = []
-    monkeypatch.setattr(labelling, "label_clip", lambda f, c: calls.append(1) or one_square(f, c))
-    assert list(label(workspace, workspace / "labels-a").failed) == []
-    assert len(calls) == 1
-
-
-def test_nothing_that_moves_is_said(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(labelling, "label_clip", lambda frames, config: [Instances.empty(64, 64)] * len(frames))
-    with pytest.raises(NothingLeftError, match="found nothing that moves on its own"):
-        label(workspace, workspace / "labels-a")
-
-
-def test_a_labeller_that_always_fails_is_said(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(frames: np.ndarray, config: Any) -> list[Instances]:
-        raise RuntimeError("broken")
-
-    monkeypatch.setattr(labelling, "label_clip", fail)
-    with pytest.raises(NothingLeftError, match=r"no clip could be labelled, first .*broken"):
-        label(workspace, workspace / "labels-a")
 
 
 # ---- what is validated on

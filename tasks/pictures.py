@@ -16,19 +16,26 @@ MAX_WIDTH = 640
 """Of a written picture, pixels: fits a phone, and a report that embeds dozens of them."""
 _GAP = 4
 _FILL = 0.45
+_TEXT_SCALE = 0.35
+_TEXT_HEIGHT = 10
+"""About that of a score, pixels."""
 _WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
 """Hues between red, yellow, green, cyan, blue, magenta and red again: spaced as people tell them apart."""
+
+Box = tuple[int, int, int, int]
+"""x1, y1, x2, y2 in pixels."""
 
 
 def overlay(frame: np.ndarray, instances: Instances, *, scale: int = 1, show_scores: bool = False) -> np.ndarray:
     """The frame (H, W, 3) uint8 RGB with masks filled and outlined: (H * scale, W * scale, 3) uint8.
 
     Colours go by track id where there are track ids, else by rank. `scale` repeats pixels, so that small frames can be
-    seen and outlines stay thin.
+    seen and outlines stay thin. Scores stand clear of each other, the best first; one without room is left out.
     """
     canvas = enlarge(frame, scale)
     masks = instances.masks.cpu().numpy()
     ids = range(len(instances)) if instances.track_ids is None else instances.track_ids.tolist()
+    corners: dict[int, list[tuple[int, int]]] = {}
     # The best is painted last, on top of the others.
     for index, identity in reversed(list(enumerate(ids))):
         mask = enlarge(masks[index].astype(np.uint8), scale)
@@ -38,9 +45,34 @@ def overlay(frame: np.ndarray, instances: Instances, *, scale: int = 1, show_sco
         outlines, _ = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, outlines, -1, colour.tolist(), 1)
         if show_scores and outlines:
-            x, y, _, _ = cv2.boundingRect(mask)
-            _write_text(canvas, f"{float(instances.scores[index]):.2f}", (x, y))
+            x, y, _, height = cv2.boundingRect(mask)
+            corners[index] = [(x, y), (x, y + height + _TEXT_HEIGHT), (x, y + height // 2)]
+    taken: list[Box] = []
+    for index in sorted(corners):
+        text = f"{float(instances.scores[index]):.2f}"
+        place = find_room(text_size(text), corners[index], canvas.shape[:2], taken)
+        if place is not None:
+            taken.append(place)
+            _write_text(canvas, text, place)
     return canvas
+
+
+def find_room(
+    size: tuple[int, int], corners: Sequence[tuple[int, int]], canvas: tuple[int, int], taken: Sequence[Box]
+) -> Box | None:
+    """The first place for a text of `size` (width, height), its lower left corner at one of `corners` (x, y), that
+    covers none of `taken`; None where there is none. Places are moved into the canvas (height, width)."""
+    for x, y in corners:
+        left = min(max(x, 0), max(canvas[1] - size[0], 0))
+        bottom = min(max(y, size[1]), max(canvas[0] - 1, size[1]))
+        place = (left, bottom - size[1], left + size[0], bottom)
+        if not any(_meet(place, other) for other in taken):
+            return place
+    return None
+
+
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def instance_colour(identity: int) -> tuple[int, int, int]:
@@ -170,10 +202,16 @@ def write_jpeg(path: Path, picture: np.ndarray, *, quality: int = 88) -> None:
         temporary.write_bytes(data.tobytes())
 
 
-def _write_text(canvas: np.ndarray, text: str, corner: tuple[int, int]) -> None:
-    """Small white text on black, its lower left corner at (x, y), kept within the picture."""
-    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, 0.35, 1)
-    x = min(max(corner[0], 0), max(canvas.shape[1] - width, 0))
-    y = max(corner[1], height + 2)
-    cv2.rectangle(canvas, (x, y - height - 2), (x + width, y), (0, 0, 0), -1)
-    cv2.putText(canvas, text, (x, y - 1), cv2.FONT_HERSHEY_SIMPLEX, 0.35, (255, 255, 255), 1, cv2.LINE_AA)
+def text_size(text: str) -> tuple[int, int]:
+    """(width, height) in pixels of a small text with its ground."""
+    (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _TEXT_SCALE, 1)
+    return width, height + 2
+
+
+def _write_text(canvas: np.ndarray, text: str, place: Box) -> None:
+    """Small white text on black."""
+    left, top, right, bottom = place
+    cv2.rectangle(canvas, (left, top), (right, bottom), (0, 0, 0), -1)
+    cv2.putText(
+        canvas, text, (left, bottom - 1), cv2.FONT_HERSHEY_SIMPLEX, _TEXT_SCALE, (255, 255, 255), 1, cv2.LINE_AA
+    )

@@ -35,6 +35,26 @@ def test_overlay_of_nothing_is_the_frame() -> None:
     assert np.array_equal(pictures.overlay(frame, Instances.empty(4, 6), show_scores=True), frame)
 
 
+def test_scores_stand_clear_of_each_other_the_best_first() -> None:
+    size, canvas = (20, 10), (60, 100)
+    first = pictures.find_room(size, [(30, 30)], canvas, [])
+    assert first == (30, 20, 50, 30)
+    assert pictures.find_room(size, [(45, 25)], canvas, [first]) is None
+    assert pictures.find_room(size, [(45, 25), (45, 41)], canvas, [first]) == (45, 31, 65, 41)
+    assert pictures.find_room(size, [(-5, 3), (0, 0)], canvas, []) == (0, 0, 20, 10)
+    assert pictures.find_room(size, [(95, 99)], canvas, []) == (80, 49, 100, 59)
+    assert pictures.find_room(size, [(0, 0)], (4, 4), []) == (0, 0, 20, 10)  # smaller than the text
+
+
+def test_each_of_two_objects_in_one_place_has_its_score() -> None:
+    whole = torch.ones(1, 40, 60, dtype=torch.bool)
+    masks = Instances.from_masks(whole.repeat(2, 1, 1), torch.tensor([0.9, 0.3]))
+    frame = np.full((40, 60, 3), 200, np.uint8)
+    shown = [pictures.overlay(frame, one, show_scores=True) for one in (masks, masks[:1])]
+    both, best = (int((picture == 0).all(-1).sum()) for picture in shown)
+    assert both > 1.6 * best > 0
+
+
 def test_colours_go_by_track_so_that_an_object_keeps_its_colour() -> None:
     frame = np.zeros((4, 6, 3), np.uint8)
     both = Instances.cat([one_pixel(0, 0, track_id=5), one_pixel(3, 5, track_id=2)])

@@ -12,6 +12,7 @@ import fsspec
 import pytest
 from clip_toy import find_orange
 from conftest import moving_square, write_video
+from fsspec.implementations.local import LocalFileSystem
 from store_toy import KEY, SECRET, Store, open_bucket, serve_s3
 
 from flows.cli import main
@@ -122,6 +123,24 @@ def test_a_store_that_takes_nothing_is_known_before_the_work(store: Store) -> No
     store.fail("^PUT", "403", times=9)
     with pytest.raises(SourceError, match="access refused"):
         run("no such.mp4")
+
+
+def test_work_that_fails_leaves_nothing_here(store: Store) -> None:
+    with pytest.raises(SourceError, match=r"no such\.mp4"):
+        run("no such.mp4")
+    assert list(Path("temporary").iterdir()) == []
+
+
+def test_a_store_that_keeps_less_than_it_was_given_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def put_half(self: LocalFileSystem, source: str, target: str, **_: object) -> None:
+        content = Path(source).read_bytes()
+        Path(target).write_bytes(content[: len(content) // 2])
+
+    monkeypatch.setenv("MOSIS_STORE_ATTEMPTS", "1")
+    monkeypatch.setattr(LocalFileSystem, "put_file", put_half)
+    (tmp_path / "a").write_bytes(b"12345678")
+    with pytest.raises(StorageError, match="the connection failed, ConnectionError"):
+        StoreFolder(f"file://{tmp_path}").send("b", tmp_path / "a")
 
 
 def test_other_files_are_left_alone(store: Store) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,12 @@ import torch
 import models
 from models.common.instances import Instances
 from tasks import params
-from tasks.clips import ClipEntry
+from tasks.clips import ClipEntry, ClipReader, write_manifest
 from tasks.errors import DataError
 from tasks.gallery import Gallery
 from tasks.predict import Predictor, shared_cores
 from tasks.promotion import canary, ledger, scoring
-from tasks.promotion.gate import Decision, Scores, decide
+from tasks.promotion.gate import HELD_OUT, Decision, Scores, decide
 from tasks.promotion.scoring import Plan
 from tasks.service_params import GateParams
 from tests.challenger_toy import CANARY
@@ -191,6 +193,35 @@ def test_a_canary_that_cannot_be_read_is_made_anew(clips: list[ClipEntry], monke
     assert clips[0].path.read_bytes() == whole
 
 
+def test_a_canary_whose_truth_cannot_be_read_is_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else that would be taken for the fault of every version that is scored on it."""
+    monkeypatch.setattr(canary, "VIDEOS", CANARY)
+    path = canary.make_canary(tmp_path)[0].path
+    whole = path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    document = json.loads(files["annotations.json"])
+    first = next(rle for rle in document["tracks"][0]["rles"] if rle)
+    files["annotations.json"] = json.dumps(document).replace(json.dumps(first["counts"]), '"0"').encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    with ClipReader(path) as reader, pytest.raises(DataError):
+        reader.truth(0)
+    assert canary.make_canary(tmp_path)[0].path.read_bytes() == whole
+
+
+def test_held_out_is_what_no_training_of_these_data_sees(tmp_path: Path) -> None:
+    clips = tmp_path / "data" / "clips"
+    clips.mkdir(parents=True)
+    write_manifest(clips, [make_clip(clips, name, moving_square(4)) for name in "abcd"])
+    (tmp_path / "data" / "pairs").mkdir()
+    splits = {"a" * 16: "train", "b" * 16: "val", "c" * 16: "test"}  # of d no pair was kept
+    (tmp_path / "data" / "pairs" / "splits.json").write_text(json.dumps(splits))
+    chosen = scoring.choose_held_out(tmp_path, 100)
+    assert [(clip.clip_id[0], indices) for clip, indices in chosen] == [("b", (0, 1, 2, 3)), ("c", (0, 1, 2, 3))]
+
+
 @pytest.fixture
 def plan(clips: list[ClipEntry], tmp_path: Path) -> Plan:
     """A canary of flat objects, and a held-out clip of an orange square that moves."""
@@ -296,6 +327,45 @@ def test_a_broken_held_out_clip_is_set_aside_and_a_broken_canary_is_not(plan: Pl
     assert "held_out" not in measure(find_orange, alone, tmp_path)[0].faults
     with pytest.raises(DataError):
         measure(find_orange, dataclasses.replace(plan, canary=((broken, (0, 1)),)), tmp_path)
+
+
+def test_frames_with_others_between_them_are_not_compared(plan: Plan, tmp_path: Path) -> None:
+    """Held out are frames 0, 1, 3 and 4: what is steady within both pairs is steady."""
+    plan = dataclasses.replace(plan, batch_size=1)
+    seen = 0
+
+    def move_between_pairs(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+        nonlocal seen
+        (frame,) = frames
+        if frame.shape[:2] != (48, 64):  # of the canary
+            return find_different(frames, threshold)
+        mask = torch.zeros(1, *frame.shape[:2], dtype=torch.bool)
+        mask[:, 36:44, 4:16] = seen < 2
+        mask[:, 2:10, 48:60] = seen >= 2
+        seen += 1
+        return [Instances.from_masks(mask, torch.tensor([0.9]))]
+
+    assert measure(move_between_pairs, plan, tmp_path)[0].figures["temporal_iou"] > 0.85  # type: ignore[operator]
+
+
+def test_held_out_counts_what_labels_would_hold(plan: Plan, tmp_path: Path) -> None:
+    """Detections below the threshold of labels make no frame a frame with labels."""
+
+    def find_unsurely(frames: Sequence[np.ndarray], threshold: float | None) -> list[Instances]:
+        return [found.with_scores(torch.full_like(found.scores, 0.3)) for found in find_different(frames, threshold)]
+
+    assert measure(find_unsurely, plan, tmp_path)[0].figures["empty_share"] == 1
+
+
+def test_pictures_are_of_the_same_frames_whatever_cannot_be_read(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(scoring._SHOWN, HELD_OUT, 2)  # of six frames those at places 1 and 4
+    broken = make_clip(tmp_path, "b", moving_square(6))
+    broken.path.write_bytes(b"PK\x03\x04 no zip")
+    both = dataclasses.replace(plan, held_out=((broken, (0, 1)), *plan.held_out))
+    shown = [one["frame"] for one in measure(find_different, both, tmp_path)[2].entries if one["kind"] == HELD_OUT]
+    assert shown == [3]
 
 
 def test_scores_are_those_of_one_plan(plan: Plan) -> None:

@@ -126,6 +126,22 @@ def test_a_folder_elsewhere_or_nowhere_is_refused(made: Path, folder: str) -> No
     assert "\n" not in str(caught.value)
 
 
+def test_a_teacher_that_lies_elsewhere_is_none(made: Path) -> None:
+    """A workspace's settings may come from others: they name nothing outside of it."""
+    for folder in (str(made / "teacher"), f"../{made.name}/teacher"):
+        assert (made / folder / "weights.safetensors").is_file()
+        with pytest.raises(ParamsError, match=r"^train\.teacher: .*within the workspace"):
+            open_teacher(folder, made, "cpu")
+
+
+@pytest.mark.parametrize(("name", "size"), [("weights.safetensors", 4 * 2**30), ("params.resolved.yaml", 2**20)])
+def test_a_teacher_too_large_to_be_one_is_not_read(tmp_path: Path, name: str, size: int) -> None:
+    write_outputs(tmp_path)
+    os.truncate(tmp_path / "outputs" / "train" / name, size + 1)  # a hole, which takes no room
+    with pytest.raises(ParamsError, match=rf"^train\.teacher: .*no {name} of at most {size} bytes"):
+        open_teacher("outputs/train", tmp_path, "cpu")
+
+
 class Boom:
     def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
         return os.mkdir, ("unpickled",)

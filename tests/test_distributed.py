@@ -18,7 +18,7 @@ import ranks_toy
 import torch
 import torch.distributed as dist
 import yaml
-from test_train_stage import prepared, tiny_document
+from conftest import tiny_training
 from training_toy import toy_store
 
 from tasks.errors import MosisError, ParamsError
@@ -30,7 +30,6 @@ from tasks.training.joint_norm import join_norms
 from tasks.training.launch import launch
 from tasks.training.ranks import STORE, Rank, read_rank
 
-__all__ = ["prepared"]  # a fixture, used by name
 TESTS = Path(__file__).parent
 
 
@@ -217,7 +216,7 @@ def test_where_to_compute_is_checked_by_name() -> None:
 def run_stage(prepared: Path, workspace: Path, processes: int) -> Path:
     """outputs/train of `python -m tasks train`."""
     shutil.copytree(prepared / "data", workspace / "data")
-    document = tiny_document(batch_size=4) | {"compute": {"train_processes": processes}}
+    document = tiny_training(batch_size=4) | {"compute": {"train_processes": processes}}
     (workspace / "params.yaml").write_text(yaml.safe_dump(document))
     environment = {**os.environ, "MOSIS_TRACKING": "off", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tasks", "train"]

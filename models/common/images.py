@@ -37,5 +37,9 @@ def to_tensor(frames: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
         raise ValueError(f"expected frames (B, H, W, 3) uint8, not {frames.shape} {frames.dtype}")
     import torch  # here, so that who only resizes frames does without its second and its 300 MB in every process
 
-    on_device = torch.from_numpy(np.ascontiguousarray(frames)).to(device)
-    return on_device.permute(0, 3, 1, 2).float() / 255
+    return scale_bytes(torch.from_numpy(np.ascontiguousarray(frames)).to(device))
+
+
+def scale_bytes(frames: Tensor) -> Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [0, 1], in channels_last memory order."""
+    return frames.permute(0, 3, 1, 2).float() / 255

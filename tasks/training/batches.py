@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
@@ -79,35 +79,33 @@ class RawBatch:
     def to(self, device: torch.device) -> Batch:
         frame_a = to_tensor(self.frame_a, device)
         frame_b = frame_a if self.frame_b is None else to_tensor(self.frame_b, device)
-        labels = None if self.labels is None else self.labels.to(device)
-        flow_uv = None
-        if self.optical_flow is not None:
-            flow_uv = torch.from_numpy(self.optical_flow.transpose(0, 3, 1, 2).copy()).to(device)
-        return Batch(frame_a, frame_b, torch.from_numpy(self.dt_s).to(device), labels, flow_uv)
+        return assemble(frame_a, frame_b, self.dt_s, self.labels, self.optical_flow)
 
 
-class Stager:
-    """Brings batches to the device: to a GPU ahead of time, in the thread that reads them and in a stream of its own,
-    to a CPU in the main thread.
+@dataclass(frozen=True)
+class RowBatch:
+    """A batch whose frames lie on the device (`resident.ResidentFrames`): the rows (B,) of the frame store, row_b None
+    where it is row_a, and how each sample is augmented. Labels and optical flow are augmented already.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+    row_a: np.ndarray
+    row_b: np.ndarray | None
+    draws: Sequence[Augmentation] | None
+    dt_s: np.ndarray
+    labels: RawLabels | None
+    optical_flow: np.ndarray | None = None
 
-    def ahead(self, raw: RawBatch) -> RawBatch | Batch:
-        if self._stream is None:
-            return raw
-        with torch.cuda.stream(self._stream):
-            batch = raw.to(self._device)
-        self._stream.synchronize()
-        for tensor in _tensors(batch):
-            # Else the allocator may hand the memory to the next batch while a step still reads it.
-            tensor.record_stream(torch.cuda.default_stream(self._device))
-        return batch
 
-    def finish(self, batch: RawBatch | Batch) -> Batch:
-        return batch.to(self._device) if isinstance(batch, RawBatch) else batch
+def assemble(
+    frame_a: Tensor, frame_b: Tensor, dt_s: np.ndarray, labels: RawLabels | None, optical_flow: np.ndarray | None
+) -> Batch:
+    """The batch of frames that lie on their device, all else brought there."""
+    device = frame_a.device
+    flow_uv = None
+    if optical_flow is not None:
+        flow_uv = torch.from_numpy(optical_flow.transpose(0, 3, 1, 2).copy()).to(device)
+    instances = None if labels is None else labels.to(device)
+    return Batch(frame_a, frame_b, torch.from_numpy(dt_s).to(device), instances, flow_uv)
 
 
 def pair_samples(store: FrameStore) -> Samples:
@@ -209,9 +207,11 @@ def make_batch(
     trusted: float = 1.0,
     optical_flow: FlowStore | None = None,
     part: tuple[int, int] = (0, 1),
-) -> RawBatch:
+    resident: bool = False,
+) -> RawBatch | RowBatch:
     """Batch number `iteration` of a run: read, augment, stack. trusted: see `read_labels`. optical_flow: None for a
     batch without. part: (number, count): of a batch cut into `count` equal parts that of this number alone.
+    resident: frames are read and augmented on the device. Not together with copy_paste, which puts frames together.
     """
     indices = draw_indices(len(samples), batch_size, seed=seed, iteration=iteration)
     single = bool((samples.row_a[indices] == samples.row_b[indices]).all())
@@ -220,15 +220,19 @@ def make_batch(
     square = store.size[0] == store.size[1]
     draws = [draw_augmentation(rng, square=square) for _ in range(batch_size)] if augment else None
     if draws and labels is not None and single and copy_paste:
+        assert not resident
         frames, found = _paste(store, labels, samples.row_a[indices], draws, rng, own, trusted=trusted)
         return RawBatch(frames, None, samples.dt_s[indices[own]], found)
     indices = indices[own]
     rows_a, rows_b = samples.row_a[indices], samples.row_b[indices]
-    views = [store.gather(rows) for rows in ((rows_a,) if single else (rows_a, rows_b))]
+    views = [] if resident else [store.gather(rows) for rows in ((rows_a,) if single else (rows_a, rows_b))]
     labelled = None if labels is None else read_labels(labels, rows_a, trusted=trusted)
     flow_uv = None if optical_flow is None else read_flow(optical_flow, rows_a)
     if draws:
         _augment(views, labelled, flow_uv, dict(enumerate(draws[own])))
+    if resident:
+        drawn = draws[own] if draws else None
+        return RowBatch(rows_a, None if single else rows_b, drawn, samples.dt_s[indices], labelled, flow_uv)
     return RawBatch(views[0], None if single else views[1], samples.dt_s[indices], labelled, flow_uv)
 
 
@@ -311,11 +315,3 @@ def _augment(
 @lru_cache(maxsize=4)
 def _permutation(count: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.default_rng((seed, _ORDER, epoch)).permutation(count)
-
-
-def _tensors(batch: Batch) -> Iterator[Tensor]:
-    yield from (batch.frame_a, batch.frame_b, batch.dt)
-    if batch.optical_flow is not None:
-        yield batch.optical_flow
-    for instances in batch.labels or ():
-        yield from (instances.boxes, instances.scores, instances.masks)

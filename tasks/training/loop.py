@@ -26,8 +26,8 @@ from tasks.precision import autocast_dtype
 from tasks.prefetch import prefetch
 from tasks.training.batches import (
     RawBatch,
+    RowBatch,
     Samples,
-    Stager,
     flow_samples,
     labelled_samples,
     make_batch,
@@ -43,6 +43,7 @@ from tasks.training.divergence import first_broken, save_batch
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
 from tasks.training.own_labels import collect_labels
 from tasks.training.self_training import round_starts
+from tasks.training.staging import ResidentFrames, Stager, fits
 
 if TYPE_CHECKING:
     from tasks.frames import FrameStore
@@ -110,6 +111,7 @@ def fit(
     hooks: Hooks | None = None,
     relabel: Relabel | None = None,
     ranks: Ranks = ALONE,
+    resident: bool | None = None,
 ) -> Fitted:
     """Train `model` in place on the train split of `store`, going on from `checkpoints` where there is one that fits.
 
@@ -120,6 +122,8 @@ def fit(
     unless there are checkpoints.
     ranks: the processes that train together, each of which must call this with the same; every batch is cut into a part
     for each. Hooks are heard in the first alone, and it alone writes checkpoints, which all must be able to read.
+    resident: keep the frames of the train split on the device, as bytes; None does so on a GPU with room for them. Not
+    with copy-paste, which puts frames together on the host. The same batches, to the bit.
     Seeds torch's generators at every iteration.
     Raises CollapseError when training degenerates, NothingLeftError without samples, ParamsError for a batch size that
     the processes do not divide.
@@ -143,7 +147,7 @@ def fit(
             )
         relabel = partial(collect_labels, store=store, device=device)
     rounds = count_rounds(model, recipe) if relabel else 0
-    read = None if model.needs == "own_labels" else _read(store, labels, model, recipe, ranks)
+    read = None if model.needs == "own_labels" else _Reader(store, labels, model, recipe, ranks, device, resident)
     with numerics(device):
         run = _Run(model, recipe, device, checkpoints, hooks if hooks and ranks.first else Hooks(), ranks)
         started_at = run.resume()
@@ -154,7 +158,7 @@ def fit(
             if read is None or number:
                 assert relabel is not None
                 assert isinstance(model, Segmenter)
-                read = _read(store, relabel(number, model), model, recipe, ranks)
+                read = _Reader(store, relabel(number, model), model, recipe, ranks, device, resident)
             run.advance_over(read, max(start, started_at), stop)
     return run.finish(started_at)
 
@@ -164,21 +168,40 @@ def count_rounds(model: Segmenter | OpticalFlowEstimator, recipe: Recipe) -> int
     return model.rounds if isinstance(model, Segmenter) and model.needs == "own_labels" else recipe.self_training
 
 
-def _read(
-    store: FrameStore,
-    labels: LabelStore | None,
-    model: Segmenter | OpticalFlowEstimator,
-    recipe: Recipe,
-    ranks: Ranks,
-) -> Callable[..., RawBatch]:
-    """(iteration=) -> the batch of that number, or this process' part of it."""
-    return partial(
-        make_batch, store, _choose_samples(store, labels, model), labels,
-        batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment, copy_paste=recipe.copy_paste,
-        trusted=1.0 if labels is None else typical_confidence(labels),
-        optical_flow=store.optical_flow if model.needs == "optical_flow" else None,
-        part=(ranks.number, ranks.count),
-    )  # fmt: skip
+class _Reader:
+    """The batches of one round. resident: as in `fit`."""
+
+    def __init__(
+        self,
+        store: FrameStore,
+        labels: LabelStore | None,
+        model: Segmenter | OpticalFlowEstimator,
+        recipe: Recipe,
+        ranks: Ranks,
+        device: torch.device,
+        resident: bool | None,  # noqa: FBT001
+    ) -> None:
+        samples = _choose_samples(store, labels, model)
+        pastes = labels is not None and recipe.augment and recipe.copy_paste
+        stays = not pastes and (fits(store, samples, device) if resident is None else resident)
+        self.frames = ResidentFrames(store, samples, device) if stays else None
+        self._make = partial(
+            make_batch, store, samples, labels,
+            batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment, copy_paste=recipe.copy_paste,
+            trusted=1.0 if labels is None else typical_confidence(labels),
+            optical_flow=store.optical_flow if model.needs == "optical_flow" else None,
+        )  # fmt: skip
+        self._part = (ranks.number, ranks.count)
+
+    def read(self, iteration: int) -> RawBatch | RowBatch:
+        """The batch of that number, or this process' part of it."""
+        return self._make(iteration=iteration, part=self._part, resident=self.frames is not None)
+
+    def read_whole(self, iteration: int) -> RawBatch:
+        """The batch of that number with its frames, the parts of all processes."""
+        whole = self._make(iteration=iteration)
+        assert isinstance(whole, RawBatch)
+        return whole
 
 
 def _choose_samples(store: FrameStore, labels: LabelStore | None, model: Segmenter | OpticalFlowEstimator) -> Samples:
@@ -201,7 +224,7 @@ class _Run:
     seconds: float = 0.0
     images: int = 0
     window: list[dict[str, Tensor]] = field(default_factory=list)
-    reads: list[Callable[..., RawBatch]] = field(default_factory=list)
+    readers: list[_Reader] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.model.to(self.device).to(memory_format=torch.channels_last)
@@ -243,18 +266,18 @@ class _Run:
             self.ranks.wait()
         return found
 
-    def advance_over(self, read: Callable[..., RawBatch], start: int, stop: int) -> None:
+    def advance_over(self, reader: _Reader, start: int, stop: int) -> None:
         """The steps of iterations [start, stop), their batches read ahead."""
-        stager = Stager(self.device)
-        batches = prefetch(lambda i: stager.ahead(read(iteration=i)), start, stop)
+        stager = Stager(self.device, reader.frames)
+        batches = prefetch(lambda i: stager.ahead(reader.read(i)), start, stop)
         with contextlib.closing(batches):
             for batch in batches:
-                self.advance(stager.finish(batch), read)
+                self.advance(stager.finish(batch), reader)
 
-    def advance(self, batch: Batch, read: Callable[..., RawBatch]) -> None:
+    def advance(self, batch: Batch, reader: _Reader) -> None:
         """One step and whatever is due after it. Validation comes before the checkpoint, so that none is lost.
 
-        read: (iteration=) -> the same batch again, should it break the training.
+        reader: has the same batch again, should it break the training.
         """
         torch.manual_seed(torch_seed(self.recipe.seed, self.iteration))
         rate = learning_rate_at(self.iteration, self.recipe.optimisation)
@@ -264,7 +287,7 @@ class _Run:
         batch = replace(batch, whole=self.ranks.whole)
         step = train_step(self.model, self.optimizer, batch, dtype=self.dtype, clip=clip, losses_of=self.losses)
         self.window.append(step)
-        self.reads.append(read)
+        self.readers.append(reader)
         self.iteration += 1
         last = self.iteration == self.recipe.optimisation.iterations
         validates = last or self.iteration % self.recipe.validate_every == 0
@@ -291,15 +314,15 @@ class _Run:
         self.images += images
         broken = first_broken(steps)
         if broken is not None:
-            self._stop(steps[broken], self.iteration - len(steps) + broken, self.reads[broken], rate)
-        self.window, self.reads = [], []
+            self._stop(steps[broken], self.iteration - len(steps) + broken, self.readers[broken], rate)
+        self.window, self.readers = [], []
         self.hooks.on_log(self.iteration, {**values, "learning_rate": rate, "images_per_s": images / seconds})
 
-    def _stop(self, losses: dict[str, float], number: int, read: Callable[..., RawBatch], rate: float) -> None:
+    def _stop(self, losses: dict[str, float], number: int, reader: _Reader, rate: float) -> None:
         """End the training at a loss that is no number, and keep batch `number`, the first that gave one."""
         kept = None
         if self.checkpoints is not None and self.ranks.first:
-            kept = save_batch(self.checkpoints.folder, read(iteration=number, part=(0, 1)), number)
+            kept = save_batch(self.checkpoints.folder, reader.read_whole(number), number)
         raise CollapseError(explain_divergence(losses, self.iteration, rate, kept))
 
     def _validate(self) -> None:

@@ -1,7 +1,7 @@
 """What came into the library, in MLflow: one run per batch of videos, with their lineage and label-free figures.
 
 The library is the record of what is done; this is a copy for people. What a kill or a dead server kept from being
-copied goes into the next batch's run.
+copied goes into the next batch's run. Videos too few to judge drift by wait, and are judged with the next.
 """
 
 from __future__ import annotations
@@ -55,8 +55,9 @@ def record(workspace: Path, limits: DriftParams) -> str | None:
     # So that a run whose process is killed now is taken up again by the next, and does not stay RUNNING.
     write_json(workspace / STATE, {**state, "open_run": tracker.run_id})
     _log(tracker, entries)
+    waiting = library.present_entries(workspace, state["waiting"])
     try:
-        verdicts = _judge(workspace, tracker.run_id, entries, limits)
+        verdicts, too_few = _judge(workspace, tracker.run_id, entries, waiting, limits)
     except StorageError as error:
         print(f"tracking: {error}; this batch is recorded with the next", file=sys.stderr, flush=True)
         return None
@@ -66,7 +67,7 @@ def record(workspace: Path, limits: DriftParams) -> str | None:
         return None
     drift.keep(workspace, verdicts)
     videos = sorted(known | {entry.video_id for entry in entries})
-    write_json(workspace / STATE, {"open_run": None, "videos": videos})
+    write_json(workspace / STATE, {"open_run": None, "videos": videos, "waiting": too_few})
     return tracker.run_id
 
 
@@ -88,20 +89,28 @@ def _log(tracker: Tracker, entries: Sequence[Entry]) -> None:
         tracker.artifact(path)
 
 
-def _judge(workspace: Path, run_id: str, entries: Sequence[Entry], limits: DriftParams) -> list[Verdict]:
-    """One of each version; without a reference where the version is not in the registry any more."""
+def _judge(
+    workspace: Path, run_id: str, entries: Sequence[Entry], waiting: Sequence[Entry], limits: DriftParams
+) -> tuple[list[Verdict], list[str]]:
+    """One verdict of each version of the batch, about its videos and those of `waiting`, which earlier batches had too
+    few of; without a reference where the version is not in the registry any more. And the ids of those who wait on.
+    """
     by_version: dict[str, list[Entry]] = {}
     for entry in entries:
         by_version.setdefault(str(entry.model.get("version")), []).append(entry)
-    verdicts = []
-    for version, videos in by_version.items():
+    verdicts, too_few = [], []
+    for version, new in by_version.items():
+        videos = [*(one for one in waiting if str(one.model.get("version")) == version), *new]
         try:
             tags = read_version(workspace, version).tags
         except (DataError, ParamsError):
             tags = {}
         reference = drift.reference_of(tags, filter(None, map(_threshold, videos)))
-        verdicts.append(drift.assess(run_id, videos, reference, limits))
-    return verdicts
+        verdict = drift.assess(run_id, videos, reference, limits)
+        verdicts.append(verdict)
+        if verdict.reference and verdict.frames < limits.min_frames:
+            too_few += [video.video_id for video in videos]
+    return verdicts, too_few
 
 
 def _threshold(video: Entry) -> float | None:
@@ -126,6 +135,7 @@ def _read_state(workspace: Path) -> dict[str, Any]:
     try:
         state = read_json(workspace / STATE)
         videos, run_id = [str(video) for video in state["videos"]], state["open_run"]
-    except (DataError, TypeError, KeyError):
-        videos, run_id = [], None
-    return {"videos": videos, "open_run": run_id if isinstance(run_id, str) else None}
+        waiting = [str(video) for video in state.get("waiting", ())]  # of none in a state of before it was kept
+    except (DataError, TypeError, KeyError, AttributeError):
+        videos, run_id, waiting = [], None, []
+    return {"videos": videos, "open_run": run_id if isinstance(run_id, str) else None, "waiting": waiting}

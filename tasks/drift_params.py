@@ -17,7 +17,7 @@ class DriftParams:
     __pydantic_config__: ClassVar = FORBID
 
     min_frames: Annotated[int, Field(ge=1, le=10_000_000)] = 100
-    """A batch with fewer is not judged."""
+    """Batches with fewer are judged together with the next."""
     temporal_iou_fall: Share = 0.3
     """As a share of what it was, like the next two."""
     photometric_gain_fall: Share = 0.5

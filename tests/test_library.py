@@ -9,13 +9,14 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
-from tasks import batch_record, history, library, tracking, versioning
+from tasks import batch_record, drift, history, library, tracking, versioning
 from tasks import params as parameters
 from tasks.clips import write_manifest
 from tasks.drift_params import DriftParams
@@ -244,6 +245,25 @@ def test_a_run_that_is_taken_up_with_more_videos_names_them_all(
     assert run_id is not None
     tags = tracking.connect(workspace).get_run(run_id).data.tags
     assert set(tags["video_ids"].split(",")) == {first.video_id, second.video_id}
+
+
+def test_videos_too_few_to_judge_wait_for_the_next_and_are_judged_once(
+    workspace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An inbox that gets a short clip at a time would never be judged."""
+    own = {"label_free_empty_share": "0.1"}
+    monkeypatch.setattr(batch_record, "read_version", lambda folder, version: SimpleNamespace(tags=own))
+    limits = DriftParams(min_frames=10)
+    seen = []
+    for name, version in (("a", "1"), ("b", "1"), ("c", "2"), ("d", "1"), ("e", "1"), ("f", "1")):
+        entry = make_entry(workspace, name, model={"version": version}, label_free={"empty_share": 1.0})
+        library.version_entry(workspace, entry)
+        assert batch_record.record(workspace, limits) is not None
+        last = drift.read_verdicts(workspace)[-1]
+        seen.append((last.version, last.videos, last.frames, last.alerts is not None))
+    # Of a, b; c alone, of another version, whose coming ends the waiting of others; d and e; f begins anew.
+    assert seen == [("1", 1, 6, False), ("1", 2, 12, True), ("2", 1, 6, False), ("1", 1, 6, False), ("1", 2, 12, True),
+                    ("1", 1, 6, False)]  # fmt: skip
 
 
 def refuse(*unused: Any) -> None:

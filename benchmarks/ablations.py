@@ -122,6 +122,10 @@ GROUPS: dict[str, dict[str, dict[str, Any]]] = {
     "labels' colours": {"with": _LABELS, "without": {**_LABELS, "labeller": {"appearance": 0.0}}},
     "copy-paste": {name: {**_LABELS, "recipe": {"copy_paste": name == "with"}} for name in ("with", "without")},
     "self-training": {f"{rounds} rounds": {**_LABELS, "recipe": {"self_training": rounds}} for rounds in (0, 1, 2)},
+    "photometric on the warm network": {
+        "motion labels": _LABELS,
+        "em from half on": {**_LABELS, "recipe": {"self_training": 1}, "rounds": "em"},
+    },
     "frame rate": dict(_rates()),
 }
 """Group -> row -> what it changes of a Plan (and `step` of its Dataset)."""

@@ -23,7 +23,7 @@ from tasks.labels import LabelStore
 from tasks.precision import autocast_dtype
 from tasks.training.loop import Fitted, Hooks, Recipe, fit
 from tasks.training.optimise import Optimisation
-from tasks.training.own_labels import check_any, infer_labels, round_samples, take
+from tasks.training.own_labels import check_any, collect_labels, infer_labels, round_samples, take
 from tasks.training.self_training import relabel
 
 INFERENCE = {"nms_iou": 0.5, "box_from_mask": True, "score_with_mask": True}
@@ -38,6 +38,7 @@ _MEASURED = 20
 _NEVER = 10**9
 
 Labels = Literal["truth", "motion", "none"]
+Rounds = Literal["add", "em"]
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,9 @@ class Plan:
     Recipe and Optimisation. minutes: of training by `clock_of`, instead of `iterations`; the number of iterations is
     then found by measuring the first few. minutes_of: name of the row whose minutes to take. yardstick: what that row
     trained (`as_yardstick`): its rate is measured anew beside this row's, since the rate of a busy machine changes from
-    one quarter of an hour to the next. test_step: every test_step-th frame of the test split is scored.
+    one quarter of an hour to the next. test_step: every test_step-th frame of the test split is scored. rounds: what
+    those of recipe.self_training learn from: motion labels with what the network adds, or what objective `em` infers by
+    photometric reconstruction with the network as it stands then.
     """
 
     row: str
@@ -66,6 +69,7 @@ class Plan:
     yardstick: dict[str, Any] | None = None
     seed: int = 0
     test_step: int = 1
+    rounds: Rounds = "add"
 
 
 def train_row(plan: Plan, setting: Setting) -> Row:
@@ -77,7 +81,7 @@ def train_row(plan: Plan, setting: Setting) -> Row:
     model = build_model(plan.method, plan.settings, video.store.size)
     budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, setting)
     recipe, started = make_recipe(plan, budget), time.process_time()
-    again = make_relabel(video.store, labels, device) if labels is not None and plan.labels == "motion" else None
+    again = make_relabel(plan, video.store, labels, device) if labels is not None and plan.labels == "motion" else None
     fitted = fit(model, video.store, recipe, labels=labels, device=device, relabel=again)
     cpu_minutes = (time.process_time() - started) / 60
     memory = fitted.peak_mib if device.type == "cuda" else peak_mib()
@@ -142,14 +146,21 @@ def choose_labels(plan: Plan, setting: Setting) -> tuple[LabelStore | None, Row]
     return motion.labels, {"label_seconds": motion.seconds, "label_scores": motion.scores}
 
 
-def make_relabel(store: FrameStore, labels: LabelStore, device: torch.device) -> Callable[[int, Segmenter], LabelStore]:
-    """For self-training rounds: the motion labels with what the network adds to them."""
+def make_relabel(
+    plan: Plan, store: FrameStore, labels: LabelStore, device: torch.device
+) -> Callable[[int, Segmenter], LabelStore]:
+    """The labels of the rounds of self-training, by plan.rounds."""
 
     def add_missing(number: int, model: Segmenter) -> LabelStore:
         items = relabel(model, store, labels, score_threshold=SELF_TRAINING_SCORE, device=device)
         return LabelStore.from_items(store.size, items)
 
-    return add_missing
+    def infer_by_em(number: int, model: Segmenter) -> LabelStore:
+        inferring = build_model(plan.method, {**plan.settings, "objective": "em"}, store.size).to(device)
+        inferring.load_state_dict(model.state_dict())
+        return collect_labels(number, inferring, store=store, device=device)
+
+    return infer_by_em if plan.rounds == "em" else add_missing
 
 
 def build_model(method: str, settings: dict[str, Any], size: tuple[int, int]) -> Segmenter:

@@ -33,6 +33,8 @@ from benchmarks.training import (
 from models.common.instances import Instances
 from tasks import params, train
 from tasks.errors import ParamsError
+from tasks.frames import FrameStore
+from tasks.labels import LabelStore
 from tasks.sources.synthetic import generate_video
 from tasks.sources.synthetic.jobs import assign_splits
 from tests.training_toy import toy_store
@@ -261,10 +263,35 @@ def test_self_training_adds_what_the_labels_miss():
             return [Instances.from_masks(mask, torch.tensor([score_threshold]))] * len(images)
 
     finder: Any = Finder()
-    again = make_relabel(store, labels, torch.device("cpu"))(1, finder)
+    plan = Plan("", "", Dataset(500))
+    again = make_relabel(plan, store, labels, torch.device("cpu"))(1, finder)
     assert (len(labels[0]), len(again[0])) == (1, 2)
     assert again[0].scores.max() == 1
     assert again[0].scores.min() == SELF_TRAINING_SCORE
+
+
+def test_rounds_of_em_learn_from_what_it_infers_with_the_network_as_it_stands(monkeypatch):
+    """Given no label at all, with the weights that the network has then."""
+    frames = np.stack(
+        [np.roll(generate_video(generator_settings(500), 0).frames[0, :64, :64], t, 1) for t in range(12)]
+    )
+    store = FrameStore.from_arrays([frames], ["train"], 24.0)
+    settings = {"preset": "small", "objective": "motion_labels"}
+    model = build_model("mosis", settings, store.size)
+    seen = []
+
+    def infer(self, batch, *, with_network):
+        seen.append((self.config.objective, with_network, {k: v.clone() for k, v in self.state_dict().items()}))
+        return [Instances.from_masks(torch.ones(1, 64, 64).bool())] * len(batch.frame_a)
+
+    monkeypatch.setattr(type(model), "infer", infer)
+    plan = Plan("", "", Dataset(500), settings=settings, rounds="em")
+    nothing = LabelStore.from_items(store.size, [])
+    found = make_relabel(plan, store, nothing, torch.device("cpu"))(1, model)
+    assert found.count > 0
+    (objective, with_network, weights), *_ = seen
+    assert (objective, with_network) == ("em", True)
+    assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())
 
 
 def options(*arguments: str, **changes: Any) -> argparse.Namespace:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 import models
@@ -51,8 +52,8 @@ class Plan:
     then found by measuring the first few. minutes_of: name of the row whose minutes to take. yardstick: what that row
     trained (`as_yardstick`): its rate is measured anew beside this row's, since the rate of a busy machine changes from
     one quarter of an hour to the next. test_step: every test_step-th frame of the test split is scored. rounds: what
-    those of recipe.self_training learn from: motion labels with what the network adds, or what objective `em` infers by
-    photometric reconstruction with the network as it stands then.
+    those of recipe.self_training learn from: motion labels with what the network adds, or, in the frames in which it
+    infers any, what objective `em` infers by photometric reconstruction with the network as it stands then.
     """
 
     row: str
@@ -74,6 +75,8 @@ class Plan:
 
 def train_row(plan: Plan, setting: Setting) -> Row:
     """Train and score. Raises ParamsError for a method or setting that does not exist, and what `fit` raises."""
+    if plan.rounds != "add" and (plan.labels != "motion" or not plan.recipe.get("self_training")):
+        raise ParamsError(f"rounds {plan.rounds!r} need motion labels and recipe.self_training")
     device = choose_device(setting.device)
     video = open_video(plan.data, setting.cache)
     labels, label_facts = choose_labels(plan, setting)
@@ -156,9 +159,14 @@ def make_relabel(
         return LabelStore.from_items(store.size, items)
 
     def infer_by_em(number: int, model: Segmenter) -> LabelStore:
-        inferring = build_model(plan.method, {**plan.settings, "objective": "em"}, store.size).to(device)
+        # Of every frame, so that as many are learnt from as before.
+        settings = {**plan.settings, "objective": "em", "frame_step": 1}
+        inferring = build_model(plan.method, settings, store.size).to(device)
         inferring.load_state_dict(model.state_dict())
-        return collect_labels(number, inferring, store=store, device=device)
+        found = collect_labels(number, inferring, store=store, device=device)
+        rows = np.union1d(labels.labelled_rows(), found.labelled_rows()).tolist()
+        inferred = set(found.labelled_rows().tolist())
+        return LabelStore.from_items(store.size, ((row, (found if row in inferred else labels)[row]) for row in rows))
 
     return infer_by_em if plan.rounds == "em" else add_missing
 

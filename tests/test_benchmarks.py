@@ -286,9 +286,13 @@ def test_rounds_of_em_learn_from_what_it_infers_with_the_network_as_it_stands(mo
 
     monkeypatch.setattr(type(model), "infer", infer)
     plan = Plan("", "", Dataset(500), settings=settings, rounds="em")
-    nothing = LabelStore.from_items(store.size, [])
-    found = make_relabel(plan, store, nothing, torch.device("cpu"))(1, model)
-    assert found.count > 0
+    corner = Instances.from_masks(torch.ones(1, 64, 64).bool().tril(-50))
+    labels = LabelStore.from_items(store.size, [(row, corner) for row in (0, 5)])
+    found = make_relabel(plan, store, labels, torch.device("cpu"))(1, model)
+    # Frames 4 to 7 have neighbours four frames away on both sides; what was known of others stays.
+    assert found.labelled_rows().tolist() == [0, 4, 5, 6, 7]
+    assert torch.equal(found[0].masks, corner.masks)
+    assert int(found[5].masks.sum()) > int(corner.masks.sum())
     (objective, with_network, weights), *_ = seen
     assert (objective, with_network) == ("em", True)
     assert all(torch.equal(weights[name], value) for name, value in model.state_dict().items())

@@ -6,9 +6,11 @@ copied goes into the next batch's run. Videos too few to judge drift by wait, an
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,17 +59,22 @@ def record(workspace: Path, limits: DriftParams) -> str | None:
     _log(tracker, entries)
     waiting = library.present_entries(workspace, state["waiting"])
     try:
-        verdicts, too_few = _judge(workspace, tracker.run_id, entries, waiting, limits)
+        judged = _judge(workspace, tracker.run_id, entries, waiting, limits)
     except StorageError as error:
         print(f"tracking: {error}; this batch is recorded with the next", file=sys.stderr, flush=True)
         return None
-    _log_drift(tracker, verdicts)
+    _log_drift(tracker, judged)
     tracker.finish()
     if not tracker.is_open:
         return None
-    drift.keep(workspace, verdicts)
+    drift.keep(workspace, [one.verdict for one in judged if not one.waits])
     videos = sorted(known | {entry.video_id for entry in entries})
-    write_json(workspace / STATE, {"open_run": None, "videos": videos, "waiting": too_few})
+    # Those of other versions wait on, and those that do not lie here just now.
+    waits = dict.fromkeys(state["waiting"]) | dict.fromkeys(v for one in judged if one.waits for v in one.videos)
+    for one in judged:
+        if not one.waits:
+            waits = {video: None for video in waits if video not in one.videos}
+    write_json(workspace / STATE, {"open_run": None, "videos": videos, "waiting": [*waits][-_IN_ONE_RUN:]})
     return tracker.run_id
 
 
@@ -89,46 +96,57 @@ def _log(tracker: Tracker, entries: Sequence[Entry]) -> None:
         tracker.artifact(path)
 
 
+@dataclass(frozen=True)
+class _Judged:
+    """videos: ids of those that the verdict is about. waits: whether they are too few, and are to be judged later."""
+
+    verdict: Verdict
+    videos: tuple[str, ...]
+    waits: bool
+
+
 def _judge(
     workspace: Path, run_id: str, entries: Sequence[Entry], waiting: Sequence[Entry], limits: DriftParams
-) -> tuple[list[Verdict], list[str]]:
+) -> list[_Judged]:
     """One verdict of each version of the batch, about its videos and those of `waiting`, which earlier batches had too
-    few of; without a reference where the version is not in the registry any more. And the ids of those who wait on.
+    few of; without a reference where the version is not in the registry any more.
     """
     by_version: dict[str, list[Entry]] = {}
     for entry in entries:
         by_version.setdefault(str(entry.model.get("version")), []).append(entry)
-    verdicts, too_few = [], []
+    judged = []
     for version, new in by_version.items():
         videos = [*(one for one in waiting if str(one.model.get("version")) == version), *new]
         try:
             tags = read_version(workspace, version).tags
         except (DataError, ParamsError):
             tags = {}
-        reference = drift.reference_of(tags, filter(None, map(_threshold, videos)))
+        reference = drift.reference_of(tags, map(_threshold, videos))
         verdict = drift.assess(run_id, videos, reference, limits)
-        verdicts.append(verdict)
-        if verdict.reference and verdict.frames < limits.min_frames:
-            too_few += [video.video_id for video in videos]
-    return verdicts, too_few
+        waits = bool(verdict.reference) and verdict.frames < limits.min_frames
+        judged.append(_Judged(verdict, tuple(video.video_id for video in videos), waits))
+    return judged
 
 
-def _threshold(video: Entry) -> float | None:
-    """From which score on it was labelled, if its entry says so."""
+def _threshold(video: Entry) -> float:
+    """From which score on it was labelled; NaN, which is like no other, where its entry does not say so."""
     export = video.params.get("export")
     found = export.get("score_threshold") if isinstance(export, dict) else None
-    return found if isinstance(found, int | float) else None
+    return float(found) if isinstance(found, int | float) else math.nan
 
 
-def _log_drift(tracker: Tracker, verdicts: Sequence[Verdict]) -> None:
-    judged = [one for one in verdicts if one.alerts is not None]
-    alerts = [alert for one in judged for alert in one.alerts or ()]
-    if judged:
+def _log_drift(tracker: Tracker, judged: Sequence[_Judged]) -> None:
+    told = [one for one in judged if one.verdict.alerts is not None]
+    alerts = [alert for one in told for alert in one.verdict.alerts or ()]
+    if told:
         tracker.log({"drift.alerts": float(len(alerts))}, 0)
-    for one in judged:
-        tracker.log({f"drift.reference.{name}": value for name, value in one.reference.items()}, 0)
+        # Some may have come with earlier batches.
+        tracker.tag("drift_video_ids", ",".join([video for one in told for video in one.videos][:_IDS_IN_TAG]))
+    for one in told:
+        tracker.log({f"drift.reference.{name}": value for name, value in one.verdict.reference.items()}, 0)
     names = ",".join(sorted({alert.figure for alert in alerts}))
-    tracker.tag("drift", names or ("none" if judged else "not judged"))
+    otherwise = "waits" if any(one.waits for one in judged) else "not judged"
+    tracker.tag("drift", names or ("none" if told else otherwise))
 
 
 def _read_state(workspace: Path) -> dict[str, Any]:

@@ -46,7 +46,8 @@ class Alert:
 
 @dataclass(frozen=True)
 class Verdict:
-    """About one version's videos of one batch. run_id: MLflow's of the batch. at: seconds since 1970, the arrival of
+    """About one version's videos of one batch, and those of earlier ones that were too few. run_id: MLflow's of the
+    batch, whose tag `drift_video_ids` names them. at: seconds since 1970, the arrival of
     the last video. alerts: None where it could not be judged. told: whether the event has been sent.
     """
 

@@ -21,7 +21,7 @@ from tasks import params as parameters
 from tasks.clips import write_manifest
 from tasks.drift_params import DriftParams
 from tasks.errors import AbsentError, BusyError, DataError, SourceError, StorageError
-from tasks.files import sha256_file, write_json
+from tasks.files import read_json, sha256_file, write_json
 from tasks.library import Entry, Rejected
 from tasks.sources import open_source
 from tests.clip_toy import make_clip
@@ -254,16 +254,44 @@ def test_videos_too_few_to_judge_wait_for_the_next_and_are_judged_once(
     own = {"label_free_empty_share": "0.1"}
     monkeypatch.setattr(batch_record, "read_version", lambda folder, version: SimpleNamespace(tags=own))
     limits = DriftParams(min_frames=10)
-    seen = []
-    for name, version in (("a", "1"), ("b", "1"), ("c", "2"), ("d", "1"), ("e", "1"), ("f", "1")):
+    came = {}
+    for name, version in zip("abcdefg", "1121112", strict=True):
         entry = make_entry(workspace, name, model={"version": version}, label_free={"empty_share": 1.0})
         library.version_entry(workspace, entry)
-        assert batch_record.record(workspace, limits) is not None
-        last = drift.read_verdicts(workspace)[-1]
-        seen.append((last.version, last.videos, last.frames, last.alerts is not None))
-    # Of a, b; c alone, of another version, whose coming ends the waiting of others; d and e; f begins anew.
-    assert seen == [("1", 1, 6, False), ("1", 2, 12, True), ("2", 1, 6, False), ("1", 1, 6, False), ("1", 2, 12, True),
-                    ("1", 1, 6, False)]  # fmt: skip
+        if name == "g":  # what does not lie here just now waits on, too
+            (workspace / "library" / came["c"].video_id / "entry.json").rename(workspace / "away")
+        run_id = batch_record.record(workspace, limits)
+        assert run_id is not None
+        came[name] = entry
+        tags = tracking.connect(workspace).get_run(run_id).data.tags
+        judged = [one for one in came if came[one].video_id in tags.get("drift_video_ids", "")]
+        expected = {"b": ["a", "b"], "e": ["d", "e"]}.get(name, [])
+        assert (judged, tags["drift"]) == (expected, "empty_share" if expected else "waits")
+    (workspace / "away").rename(workspace / "library" / came["c"].video_id / "entry.json")
+    library.version_entry(
+        workspace, make_entry(workspace, "h", model={"version": "2"}, label_free={"empty_share": 1.0})
+    )
+    batch_record.record(workspace, limits)
+    verdicts = drift.read_verdicts(workspace)
+    assert [(one.version, one.videos, one.frames) for one in verdicts] == [("1", 2, 12), ("1", 2, 12), ("2", 3, 18)]
+    assert read_json(workspace / batch_record.STATE)["waiting"] == [came["f"].video_id]
+
+
+@pytest.mark.parametrize(
+    ("export", "judged"), [({"score_threshold": 0.4}, True), ({"score_threshold": 0}, False), ({}, False)]
+)
+def test_video_labelled_from_another_score_on_is_not_judged(
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    export: dict[str, Any],
+    judged: bool,  # noqa: FBT001
+) -> None:
+    own = {"label_free_empty_share": "0.1", "label_free_score_cut": "0.4"}
+    monkeypatch.setattr(batch_record, "read_version", lambda folder, version: SimpleNamespace(tags=own))
+    entry = make_entry(workspace, params={"export": export}, label_free={"empty_share": 1.0})
+    library.version_entry(workspace, entry)
+    batch_record.record(workspace, DriftParams(min_frames=1))
+    assert [bool(one.alerts) for one in drift.read_verdicts(workspace)] == [judged]
 
 
 def refuse(*unused: Any) -> None:

@@ -13,6 +13,7 @@ from models.common.instances import Instances
 from models.interface import Batch
 from tasks.errors import CollapseError
 from tasks.frames import FrameStore
+from tasks.labels import LabelStore
 from tasks.training.batches import RawBatch, RowBatch, Samples, flow_samples, labelled_samples, make_batch, pair_samples
 from tasks.training.checkpoint import Checkpoints
 from tasks.training.loop import fit
@@ -39,6 +40,7 @@ def assert_equal(one: Batch, other: Batch) -> None:
     for a, b in zip(one.labels or (), other.labels or (), strict=True):
         assert isinstance(a, Instances)
         assert torch.equal(a.masks, b.masks)
+        assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.boxes, b.boxes)
 
 
@@ -47,7 +49,7 @@ def both(store: FrameStore, samples: Samples, labels: Any, **changes: Any) -> tu
     rows = make_batch(store, samples, labels, **changes, resident=True)
     assert isinstance(raw, RawBatch)
     assert isinstance(rows, RowBatch)
-    stager = Stager(CPU, ResidentFrames(store, samples, CPU))
+    stager = Stager(CPU, ResidentFrames(store, CPU))
     return stager.finish(stager.ahead(raw)), stager.finish(stager.ahead(rows))
 
 
@@ -75,11 +77,19 @@ def test_labelled_frames_and_parts_of_a_batch_too() -> None:
 
 def test_only_the_rows_of_samples_are_there() -> None:
     store = noise_store((6, 6))
-    frames = ResidentFrames(store, pair_samples(store), CPU)
+    frames = ResidentFrames(store, CPU)
     assert np.array_equal(frames.gather(np.array([11, 5, 11]), None).numpy(), store.gather(np.array([11, 5, 11])))
     with pytest.raises(IndexError, match="row 4 is none"):  # of the val split
         frames.gather(np.array([5, 4]), None)
-    assert not fits(store, pair_samples(store), CPU), "on a CPU there is nothing to gain"
+
+
+def test_frames_stay_where_half_of_the_free_memory_holds_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = noise_store((6, 6))
+    needed = 7 * 6 * 6 * 3  # of the train split's two clips
+    for free, room in ((2 * needed, True), (2 * needed - 2, False)):
+        monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device, free=free: (free, 10**12))
+        assert fits(store, torch.device("cuda")) == room
+    assert not fits(store, CPU), "on a CPU there is nothing to gain"
 
 
 def test_moves_by_hand() -> None:
@@ -104,6 +114,30 @@ def test_the_training_is_the_same(needs: Any) -> None:
     one, other = weights_after(needs, resident=False), weights_after(needs, resident=True)
     assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
     assert not torch.equal(one[0], weights_after(needs, resident=True, seed=5)[0])
+
+
+def test_rounds_of_other_labels_too() -> None:
+    """Their rows are others than those of the first round."""
+    store, labels = toy_store()
+    first = LabelStore.from_items(labels.size, [(row, labels[row]) for row in (1, 2, 3)])
+    later = LabelStore.from_items(labels.size, [(row, labels[row]) for row in (8, 9, 10)])
+    made = []
+    for resident in (False, True):
+        torch.manual_seed(0)
+        model, recipe = ToySegmenter("labels"), toy_recipe(iterations=8, augment=True, self_training=1)
+        fit(model, store, recipe, labels=first, relabel=lambda number, current: later, resident=resident)
+        made.append([parameter.detach().clone() for parameter in model.parameters()])
+    assert all(torch.equal(a, b) for a, b in zip(*made, strict=True))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_a_gpu_too() -> None:
+    store, gpu = noise_store((6, 6)), torch.device("cuda")
+    samples, stager = pair_samples(store), Stager(gpu, ResidentFrames(store, gpu))
+    for iteration in range(4):
+        settings = {"batch_size": 4, "seed": 3, "iteration": iteration, "augment": True}
+        one, other = (make_batch(store, samples, None, **settings, resident=resident) for resident in (False, True))
+        assert_equal(stager.finish(stager.ahead(one)), stager.finish(stager.ahead(other)))
 
 
 def test_with_copy_paste_frames_are_read_on_the_host() -> None:

@@ -84,7 +84,7 @@ class RawBatch:
 
 @dataclass(frozen=True)
 class RowBatch:
-    """A batch whose frames lie on the device (`resident.ResidentFrames`): the rows (B,) of the frame store, row_b None
+    """A batch whose frames lie on the device (`staging.ResidentFrames`): the rows (B,) of the frame store, row_b None
     where it is row_a, and how each sample is augmented. Labels and optical flow are augmented already.
     """
 

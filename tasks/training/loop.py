@@ -43,7 +43,7 @@ from tasks.training.divergence import first_broken, save_batch
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
 from tasks.training.own_labels import collect_labels
 from tasks.training.self_training import round_starts
-from tasks.training.staging import ResidentFrames, Stager, fits
+from tasks.training.staging import ResidentFrames, Stager, keep_frames
 
 if TYPE_CHECKING:
     from tasks.frames import FrameStore
@@ -123,7 +123,8 @@ def fit(
     ranks: the processes that train together, each of which must call this with the same; every batch is cut into a part
     for each. Hooks are heard in the first alone, and it alone writes checkpoints, which all must be able to read.
     resident: keep the frames of the train split on the device, as bytes; None does so on a GPU with room for them. Not
-    with copy-paste, which puts frames together on the host. The same batches, to the bit.
+    with copy-paste, which puts frames together on the host. The same batches, to the bit; the time it takes to bring
+    them there counts as training.
     Seeds torch's generators at every iteration.
     Raises CollapseError when training degenerates, NothingLeftError without samples, ParamsError for a batch size that
     the processes do not divide.
@@ -147,18 +148,21 @@ def fit(
             )
         relabel = partial(collect_labels, store=store, device=device)
     rounds = count_rounds(model, recipe) if relabel else 0
-    read = None if model.needs == "own_labels" else _Reader(store, labels, model, recipe, ranks, device, resident)
+    read = None if model.needs == "own_labels" else _Reader(store, labels, model, recipe, ranks)
     with numerics(device):
         run = _Run(model, recipe, device, checkpoints, hooks if hooks and ranks.first else Hooks(), ranks)
         started_at = run.resume()
         starts = [0, *round_starts(recipe.optimisation.iterations, rounds), recipe.optimisation.iterations]
+        pastes = model.needs in ("labels", "truth", "own_labels") and recipe.augment and recipe.copy_paste
+        if started_at < recipe.optimisation.iterations and not pastes:
+            run.frames = keep_frames(store, device, wanted=resident)
         for number, (start, stop) in enumerate(pairwise(starts)):
             if started_at >= stop:
                 continue
             if read is None or number:
                 assert relabel is not None
                 assert isinstance(model, Segmenter)
-                read = _Reader(store, relabel(number, model), model, recipe, ranks, device, resident)
+                read = _Reader(store, relabel(number, model), model, recipe, ranks)
             run.advance_over(read, max(start, started_at), stop)
     return run.finish(started_at)
 
@@ -169,7 +173,7 @@ def count_rounds(model: Segmenter | OpticalFlowEstimator, recipe: Recipe) -> int
 
 
 class _Reader:
-    """The batches of one round. resident: as in `fit`."""
+    """The batches of one round."""
 
     def __init__(
         self,
@@ -178,24 +182,18 @@ class _Reader:
         model: Segmenter | OpticalFlowEstimator,
         recipe: Recipe,
         ranks: Ranks,
-        device: torch.device,
-        resident: bool | None,  # noqa: FBT001
     ) -> None:
-        samples = _choose_samples(store, labels, model)
-        pastes = labels is not None and recipe.augment and recipe.copy_paste
-        stays = not pastes and (fits(store, samples, device) if resident is None else resident)
-        self.frames = ResidentFrames(store, samples, device) if stays else None
         self._make = partial(
-            make_batch, store, samples, labels,
+            make_batch, store, _choose_samples(store, labels, model), labels,
             batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment, copy_paste=recipe.copy_paste,
             trusted=1.0 if labels is None else typical_confidence(labels),
             optical_flow=store.optical_flow if model.needs == "optical_flow" else None,
         )  # fmt: skip
         self._part = (ranks.number, ranks.count)
 
-    def read(self, iteration: int) -> RawBatch | RowBatch:
+    def read(self, iteration: int, *, resident: bool) -> RawBatch | RowBatch:
         """The batch of that number, or this process' part of it."""
-        return self._make(iteration=iteration, part=self._part, resident=self.frames is not None)
+        return self._make(iteration=iteration, part=self._part, resident=resident)
 
     def read_whole(self, iteration: int) -> RawBatch:
         """The batch of that number with its frames, the parts of all processes."""
@@ -225,6 +223,7 @@ class _Run:
     images: int = 0
     window: list[dict[str, Tensor]] = field(default_factory=list)
     readers: list[_Reader] = field(default_factory=list)
+    frames: ResidentFrames | None = None
 
     def __post_init__(self) -> None:
         self.model.to(self.device).to(memory_format=torch.channels_last)
@@ -268,8 +267,8 @@ class _Run:
 
     def advance_over(self, reader: _Reader, start: int, stop: int) -> None:
         """The steps of iterations [start, stop), their batches read ahead."""
-        stager = Stager(self.device, reader.frames)
-        batches = prefetch(lambda i: stager.ahead(reader.read(i)), start, stop)
+        stager, resident = Stager(self.device, self.frames), self.frames is not None
+        batches = prefetch(lambda i: stager.ahead(reader.read(i, resident=resident)), start, stop)
         with contextlib.closing(batches):
             for batch in batches:
                 self.advance(stager.finish(batch), reader)

@@ -12,7 +12,7 @@ from models.common.images import scale_bytes
 from models.interface import Batch
 from tasks.frames import FrameStore
 from tasks.training.augment import Augmentation
-from tasks.training.batches import RawBatch, RowBatch, Samples, assemble
+from tasks.training.batches import RawBatch, RowBatch, assemble
 
 _ROOM = 0.5
 """Of a GPU's free memory that frames may take: the step needs the rest."""
@@ -55,12 +55,12 @@ class Stager:
 
 
 class ResidentFrames:
-    """The frames of some rows of a store on a device, as bytes, and augmentation there: the same values, to the bit,
+    """The frames of a store's train split on a device, as bytes, and augmentation there: the same values, to the bit,
     as reading and augmenting them on the host, of which a batch then needs no more than row numbers and tables.
     """
 
-    def __init__(self, store: FrameStore, samples: Samples, device: torch.device) -> None:
-        rows = _rows_of(samples)
+    def __init__(self, store: FrameStore, device: torch.device) -> None:
+        rows = _train_rows(store)
         self._places = np.full(len(store), -1, np.int64)
         self._places[rows] = np.arange(len(rows))
         self._frames = torch.empty((len(rows), *store.size, 3), dtype=torch.uint8, device=device)
@@ -97,12 +97,17 @@ class ResidentFrames:
         return tables.gather(1, moved.long()).view_as(frames)
 
 
-def fits(store: FrameStore, samples: Samples, device: torch.device) -> bool:
-    """Whether a GPU has room for the frames of all samples; on a CPU there is nothing to gain."""
+def keep_frames(store: FrameStore, device: torch.device, *, wanted: bool | None) -> ResidentFrames | None:
+    """The frames of the train split on the device; wanted: None where a GPU has room for them."""
+    return ResidentFrames(store, device) if (fits(store, device) if wanted is None else wanted) else None
+
+
+def fits(store: FrameStore, device: torch.device) -> bool:
+    """Whether a GPU has room for the frames of the train split; on a CPU there is nothing to gain."""
     if device.type != "cuda":
         return False
     free, _ = torch.cuda.mem_get_info(device)
-    return len(_rows_of(samples)) * store.size[0] * store.size[1] * 3 <= _ROOM * free
+    return len(_train_rows(store)) * store.size[0] * store.size[1] * 3 <= _ROOM * free
 
 
 def move_table(size: tuple[int, int]) -> Tensor:
@@ -119,8 +124,9 @@ def move_table(size: tuple[int, int]) -> Tensor:
     return torch.from_numpy(table)
 
 
-def _rows_of(samples: Samples) -> np.ndarray:
-    return np.unique(np.concatenate([samples.row_a, samples.row_b]))
+def _train_rows(store: FrameStore) -> np.ndarray:
+    ranges = [np.arange(clip.first_row, clip.stop) for clip in store.clips if clip.split == "train"]
+    return np.concatenate([np.zeros(0, np.int64), *ranges])
 
 
 def _tensors(batch: Batch) -> Iterator[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import cv2
@@ -17,8 +17,6 @@ MAX_WIDTH = 640
 _GAP = 4
 _FILL = 0.45
 _TEXT_SCALE = 0.35
-_TEXT_HEIGHT = 10
-"""About that of a score, pixels."""
 _WHEEL_STEPS = (15, 6, 4, 11, 13, 6)
 """Hues between red, yellow, green, cyan, blue, magenta and red again: spaced as people tell them apart."""
 
@@ -30,7 +28,8 @@ def overlay(frame: np.ndarray, instances: Instances, *, scale: int = 1, show_sco
     """The frame (H, W, 3) uint8 RGB with masks filled and outlined: (H * scale, W * scale, 3) uint8.
 
     Colours go by track id where there are track ids, else by rank. `scale` repeats pixels, so that small frames can be
-    seen and outlines stay thin. Scores stand clear of each other, the best first; one without room is left out.
+    seen and outlines stay thin. Scores stand clear of each other at their object, underlined in its colour, the best
+    first; one without room is left out.
     """
     canvas = enlarge(frame, scale)
     masks = instances.masks.cpu().numpy()
@@ -46,19 +45,27 @@ def overlay(frame: np.ndarray, instances: Instances, *, scale: int = 1, show_sco
         cv2.drawContours(canvas, outlines, -1, colour.tolist(), 1)
         if show_scores and outlines:
             x, y, _, height = cv2.boundingRect(mask)
-            corners[index] = [(x, y), (x, y + height + _TEXT_HEIGHT), (x, y + height // 2)]
-    taken: list[Box] = []
-    for index in sorted(corners):
-        text = f"{float(instances.scores[index]):.2f}"
-        place = find_room(text_size(text), corners[index], canvas.shape[:2], taken)
-        if place is not None:
-            taken.append(place)
-            _write_text(canvas, text, place)
+            corners[index] = [(x, y), (x, y + height // 2), (x, y + height)]
+    taken: dict[int, Box] = {}
+    # At their upper corners first, all of them: a place within one object's box is at another's corner.
+    for places in (slice(0, 1), slice(1, None)):
+        for index in sorted(corners.keys() - taken.keys()):
+            place = find_room(
+                text_size(_score_text(instances, index)), corners[index][places], canvas.shape[:2], taken.values()
+            )
+            if place is not None:
+                taken[index] = place
+    for index, place in taken.items():
+        _write_text(canvas, _score_text(instances, index), place, instance_colour(ids[index]))
     return canvas
 
 
+def _score_text(instances: Instances, index: int) -> str:
+    return f"{float(instances.scores[index]):.2f}"
+
+
 def find_room(
-    size: tuple[int, int], corners: Sequence[tuple[int, int]], canvas: tuple[int, int], taken: Sequence[Box]
+    size: tuple[int, int], corners: Sequence[tuple[int, int]], canvas: tuple[int, int], taken: Collection[Box]
 ) -> Box | None:
     """The first place for a text of `size` (width, height), its lower left corner at one of `corners` (x, y), that
     covers none of `taken`; None where there is none. Places are moved into the canvas (height, width)."""
@@ -205,13 +212,14 @@ def write_jpeg(path: Path, picture: np.ndarray, *, quality: int = 88) -> None:
 def text_size(text: str) -> tuple[int, int]:
     """(width, height) in pixels of a small text with its ground."""
     (width, height), _ = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, _TEXT_SCALE, 1)
-    return width, height + 2
+    return width, height + 3
 
 
-def _write_text(canvas: np.ndarray, text: str, place: Box) -> None:
-    """Small white text on black."""
+def _write_text(canvas: np.ndarray, text: str, place: Box, colour: tuple[int, int, int]) -> None:
+    """Small white text on black, underlined in `colour`."""
     left, top, right, bottom = place
     cv2.rectangle(canvas, (left, top), (right, bottom), (0, 0, 0), -1)
+    cv2.line(canvas, (left, bottom), (right, bottom), colour, 1)
     cv2.putText(
-        canvas, text, (left, bottom - 1), cv2.FONT_HERSHEY_SIMPLEX, _TEXT_SCALE, (255, 255, 255), 1, cv2.LINE_AA
+        canvas, text, (left, bottom - 2), cv2.FONT_HERSHEY_SIMPLEX, _TEXT_SCALE, (255, 255, 255), 1, cv2.LINE_AA
     )

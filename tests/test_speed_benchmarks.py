@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -17,6 +19,8 @@ from benchmarks.harness import Setting
 from models.interface import Batch
 from models.mosis.config import MosisConfig, Objective
 from models.mosis.model import Mosis
+from tasks.errors import ParamsError
+from tasks.training.loop import Hooks
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +83,9 @@ train_step.generate_store()
 
 def recipe(objective: Objective, **changes: object) -> thesis_recipe.Plan:
     settings: dict[str, object] = {
-        "pairs": 8, "minutes": 5.0, "preset": "small", "twin": False, "batch_size": 2, "learning_rate": 1e-4,
-        "precision": "auto", "points": 2, "images": 2, "videos": 3, "frames": 4, "data_seed": 500, "seed": 0,
+        "pairs": 8, "minutes": 5.0, "preset": "small", "as_written": False, "twin": False, "batch_size": 2,
+        "learning_rate": 1e-4, "precision": "auto", "points": 2, "images": 2, "videos": 3, "frames": 4,
+        "data_seed": 500, "seed": 0,
     }  # fmt: skip
     return thesis_recipe.Plan(objective, objective=objective, **(settings | changes))  # type: ignore[arg-type]
 
@@ -96,6 +101,34 @@ def test_the_recipe_ends_with_its_minutes(tmp_path: Path) -> None:
     row = thesis_recipe.train(recipe("literal", pairs=10**6, minutes=1e-4, twin=True), Setting(tmp_path, "cpu", 1, 1))
     assert (row["stopped_by"], row["pairs"]) == ("minutes", 20)  # the first ten steps are the shortest that is timed
     assert row["points"][-1]["pairs"] == 20
+
+
+def test_the_recipe_as_written_is_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def fit(model: Mosis, *_: object, hooks: Hooks, **__: object) -> None:
+        seen.append(model.config)
+        hooks.on_log(1, {})
+
+    monkeypatch.setattr(thesis_recipe, "fit", fit)
+    thesis_recipe.train(recipe("literal", as_written=True), Setting(tmp_path, "cpu", 1, 1))
+    thesis_recipe.train(recipe("literal"), Setting(tmp_path, "cpu", 1, 1))
+    chosen = [(one.objectness_target, one.warp_direction, one.error_scale, one.nms_iou) for one in seen]
+    assert chosen == [("literal", "literal", "literal", 0.1), ("gain", "consistent", "half", 0.5)]
+    with pytest.raises(ParamsError, match="as-written is of the literal objective"):
+        thesis_recipe.train(recipe("em", as_written=True), Setting(tmp_path, "cpu", 1, 1))
+    assert [thesis_recipe.make_recipe(recipe(one)).copy_paste for one in ("literal", "motion_labels")] == [False, True]
+
+
+def test_curves_are_drawn_where_they_belong(tmp_path: Path) -> None:
+    points = [{"minutes": 0.0, "mask_AP": 0.0, "box_AP": None}, {"minutes": 2.0, "mask_AP": 0.8, "box_AP": 0.0}]
+    thesis_recipe.draw_curves(tmp_path / "a.png", [{"row": "a", "points": points}])
+    picture = cv2.imread(str(tmp_path / "a.png"))
+    blue = np.argwhere((picture == (180, 80, 30)).all(-1))  # y, x
+    assert picture.shape == (400, 640, 3)
+    assert any(abs(y - 185) <= 2 and abs(x - 340) <= 2 for y, x in blue), "half-way up at half the time"
+    thesis_recipe.draw_curves(tmp_path / "b.png", [{"row": "a", "failed": "x"}])
+    assert not (tmp_path / "b.png").exists()
 
 
 def test_every_objective_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,8 +183,11 @@ def train(plan: Plan, store: FrameStore, labels: LabelStore | None, setting: Set
     model = build_model(plan.method, plan.settings, store.size)
     video = Video(store, np.zeros(0, bool))
     budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, setting)
-    fitted = fit(model, store, make_recipe(plan, budget), labels=labels, device=choose_device(setting.device))
-    return model, describe_training(plan, model, fitted, len(rows_of(store, "train")))
+    device, started = choose_device(setting.device), time.process_time()
+    fitted = fit(model, store, make_recipe(plan, budget), labels=labels, device=device)
+    cpu_minutes = None if device.type == "cuda" else round((time.process_time() - started) / 60, 3)
+    facts = describe_training(plan, model, fitted, len(rows_of(store, "train")))
+    return model, {**facts, "cpu_minutes": cpu_minutes}
 
 
 def open_real(shared: Path, video_step: int) -> Footage:

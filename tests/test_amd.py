@@ -18,6 +18,7 @@ from models.amd.config import AmdConfig
 from models.amd.model import Amd
 from models.common.instances import Instances
 from models.interface import Batch
+from models.mosis.fusion import segment_flow
 from tasks import evaluate, ingest, pairs, train
 from tasks import params as parameters
 from tasks.files import read_json
@@ -162,6 +163,20 @@ def test_l1_by_hand() -> None:
     assert losses["total"].item() == pytest.approx(0.3, abs=1e-5)
     weighted = build(photometric="l1", dense_weight=0.5).loss(Batch(grey, grey + 0.3, torch.zeros(1)))
     assert weighted["total"].item() == pytest.approx(0.45, abs=1e-5)
+
+
+@pytest.mark.parametrize("photometric", ["l1", "ssim"])
+@pytest.mark.parametrize("direction", ["literal", "consistent"])
+def test_gradients_of_the_loss_to_the_masks_and_motions(photometric: str, direction: str) -> None:
+    model, generator = build(photometric=photometric, warp_direction=direction), torch.Generator().manual_seed(0)
+    frames = [torch.rand(1, 2, 5, 6, generator=generator, dtype=torch.float64) for _ in range(2)]
+    masks = torch.rand(1, 3, 5, 6, generator=generator, dtype=torch.float64, requires_grad=True)
+    motions = torch.rand(1, 3, 2, generator=generator, dtype=torch.float64, requires_grad=True)
+
+    def loss(masks: Tensor, motions: Tensor) -> Tensor:
+        return model._compare(*frames, segment_flow(masks.softmax(1), motions))
+
+    assert torch.autograd.gradcheck(loss, (masks, motions))
 
 
 def test_every_network_gets_a_gradient() -> None:

@@ -10,7 +10,7 @@ from models.common.instances import Instances
 from models.interface import Batch
 from models.mosis import label_loss as learning
 from models.mosis.appearance import AnchorGrid, anchor_grid
-from models.mosis.config import MosisConfig, Objective, WarpDirection
+from models.mosis.config import MosisConfig, Objective, Photometric, WarpDirection
 from models.mosis.fusion import partition, pool_motion, segment_flow
 from models.mosis.label_loss import MaskBoxes, Positives, Targets, assign, box_loss, label_loss, label_overlap
 from models.mosis.losses import error_map, mean_error, mosis_loss, objectness_loss, photometric_loss, reconstruct
@@ -40,8 +40,11 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 # ---- gradients
 
 
+@pytest.mark.parametrize("photometric", ["ssim", "ssim_l1"])
 @pytest.mark.parametrize("direction", ["literal", "consistent"])
-def test_photometric_gradients_from_masks_and_features_to_the_loss(direction: WarpDirection) -> None:
+def test_photometric_gradients_from_masks_and_features_to_the_loss(
+    direction: WarpDirection, photometric: Photometric
+) -> None:
     torch.manual_seed(0)
     readout = SegmentMotion(3, hidden=4).double()
     frame, other = noise(1, 2, 5, 6), noise(1, 2, 5, 6, seed=1)
@@ -50,7 +53,7 @@ def test_photometric_gradients_from_masks_and_features_to_the_loss(direction: Wa
         segments = partition(masks)  # eq. 3, 4
         motions = readout(pool_motion(segments, features))  # eq. 6, 7
         rebuilt, goal = reconstruct(frame, other, segment_flow(segments, motions), direction=direction)  # eq. 8, 9
-        return photometric_loss(error_map(rebuilt, goal))  # eq. 13, 11
+        return photometric_loss(error_map(rebuilt, goal, photometric=photometric))  # eq. 13, 11
 
     points = (noise(1, 2, 5, 6, seed=2).requires_grad_(), noise(1, 3, 5, 6, seed=3).requires_grad_())
     assert torch.autograd.gradcheck(loss, points)
@@ -191,6 +194,57 @@ def test_mirrored_proposals_and_labels_cost_the_same() -> None:
         objectness = learning.objectness_loss(logits, overlap, positives, goals)
         terms.append({"box": box_loss(own, positives, goals), "objectness": objectness})
     assert_same(*terms)
+
+
+# ---- place
+
+
+@pytest.mark.parametrize("photometric", ["ssim", "ssim_l1"])
+@pytest.mark.parametrize("direction", ["literal", "consistent"])
+def test_a_pair_and_its_motion_moved_across_the_frame_cost_the_same(
+    direction: WarpDirection, photometric: Photometric
+) -> None:
+    """Before an empty ground: eq. 3-4 and 8-14 know no place."""
+
+    def inner(*shape: int, seed: int) -> Tensor:
+        whole = torch.zeros(*shape, 24, 24)
+        whole[..., 8:14, 8:14] = noise(*shape, 6, 6, seed=seed).float()
+        return whole
+
+    def terms(down: int, right: int) -> dict[str, Tensor]:
+        def moved(*tensors: Tensor) -> list[Tensor]:
+            return [tensor.roll((down, right), (2, 3)) for tensor in tensors]
+
+        frames = moved(inner(2, 3, seed=0), inner(2, 3, seed=1))
+        masks = moved(inner(2, 3, seed=2), inner(2, 3, seed=3))
+        logits = [noise(2, 3, seed=seed).float() for seed in (4, 5)]
+        known = Known(*moved(4 * inner(2, 2, seed=6), 4 * inner(2, 2, seed=7)))
+        reading = {"warp_direction": direction, "photometric": photometric}
+        return mosis_loss(*frames, *masks, *logits, known, known, **reading)  # type: ignore[arg-type]
+
+    still = terms(0, 0)
+    assert still["photo_forward"] > 0
+    assert_same(still, terms(3, -5))
+
+
+def test_proposals_and_labels_moved_by_a_cell_of_the_coarsest_grid_cost_the_same() -> None:
+    boxes, positives, targets = two_labels()
+    moved = targets._replace(boxes=targets.boxes + 32)
+    assert torch.equal(label_overlap(boxes, targets), label_overlap(boxes + 32, moved))
+    terms, others = ({"box": box_loss(own, positives, goals)} for own, goals in ((boxes, targets), (boxes + 32, moved)))
+    assert_same(terms, others)
+    grid = anchor_grid(SIZE)
+    shift = torch.tensor([32.0, 0.0])
+    inside = grid.centres[:, 0] < 32  # whose cell to the right is in the frame, too
+    own = AnchorGrid(grid.centres[inside], grid.strides[inside], grid.sizes[inside])
+    far = AnchorGrid(own.centres + shift, own.strides, own.sizes)
+    around = torch.cat((own.centres - own.sizes / 2, own.centres + own.sizes / 2), dim=1)[None]
+    goals = learning.gather_targets([rectangles((4, 10, 22, 34), scores=[1.0])], around)
+    there = goals._replace(boxes=goals.boxes + shift.repeat(2))
+    chosen = assign(label_overlap(around, goals), own, goals, centre_reach=0.5)
+    chosen_there = assign(label_overlap(around + shift.repeat(2), there), far, there, centre_reach=0.5)
+    assert len(chosen.proposal) > 1
+    assert torch.equal(chosen.proposal, chosen_there.proposal)
 
 
 # ---- half precision

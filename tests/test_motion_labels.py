@@ -57,6 +57,14 @@ def iou(one: np.ndarray | torch.Tensor, other: np.ndarray) -> float:
     return float((one & other).sum() / (one | other).sum())
 
 
+def test_labels_move_with_the_scene() -> None:
+    frames, _ = scene([(20, 20, 1, 2)], size=(80, 96), count=7)
+    whole, cut = label_clip(frames, CONFIG), label_clip(frames[:, 8:, 6:], CONFIG)
+    assert counts(whole) == counts(cut) == [1] * 7
+    for one, other in zip(whole, cut, strict=True):
+        assert iou(one.masks[0, 8:, 6:], other.masks[0].numpy()) > 0.85
+
+
 def counts(labels: list[Instances]) -> list[int]:
     return [len(part) for part in labels]
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from benchmarks import ablations, hard_synthetic, thesis
 from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, open_motion_labels, open_video
@@ -26,6 +27,7 @@ from benchmarks.training import (
     INFERENCE,
     SELF_TRAINING_SCORE,
     Plan,
+    build_config,
     build_model,
     make_recipe,
     make_relabel,
@@ -35,6 +37,7 @@ from tasks import params, train
 from tasks.errors import ParamsError
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
+from tasks.settings import override, parse_setting
 from tasks.sources.synthetic import generate_video
 from tasks.sources.synthetic.jobs import assign_splits
 from tests.training_toy import toy_store
@@ -111,6 +114,21 @@ def test_settings_are_the_pipelines_own():
     assert known.self_training_score == SELF_TRAINING_SCORE
     expected = train.make_recipe(dataclasses.replace(known, seed=3, iterations=7, validate_every=10**9))
     assert make_recipe(plan, 7) == expected
+
+
+def test_the_commands_of_the_methods_readme_train_what_the_tables_train():
+    text = (ROOT / "models" / "mosis" / "README.md").read_text()
+    commands = re.findall(r"mosis run VIDEOS((?:[\s\\]+--set [^\s`\\]+)+)", text)
+    documents = [dict(parse_setting(one) for one in re.findall(r"--set ([^\s`\\]+)", command)) for command in commands]
+    assert len(documents) == 2
+    template = (ROOT / "params.yaml").read_text()
+    for settings, kind, preset in zip(documents, ("mosis literal", "mosis em"), ("yolov3", "small"), strict=True):
+        train_params = params.parse(yaml.safe_load(override(template, settings, name="params.yaml"))).train
+        changes = {name: value for name, value in thesis.KINDS[kind].items() if name in ("settings", "recipe")}
+        plan = Plan("row", "kind", Dataset(0), **changes)
+        assert train_params.mosis == build_config("mosis", {**plan.settings, "preset": preset})
+        expected = make_recipe(plan, train_params.iterations)
+        assert train.make_recipe(dataclasses.replace(train_params, validate_every=10**9)) == expected
 
 
 def test_video_is_the_generators_and_made_once(tmp_path):

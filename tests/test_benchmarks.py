@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from benchmarks import ablations, hard_synthetic, thesis
+from benchmarks import ablations, hard_synthetic, optical_flow, thesis
 from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, open_motion_labels, open_video
 from benchmarks.harness import ROOT, format_table, without_places
 from benchmarks.plans import describe_work
@@ -333,6 +333,20 @@ def test_plans_of_the_thesis():
     # Neither the thesis nor AMD has augmentation.
     bare = {plan.kind for plan in plans if not make_recipe(plan, 1).augment}
     assert bare == {"mosis literal", "amd", "amd as written"}
+
+
+def test_the_video_of_section_9_2_is_scored_where_it_was_learnt():
+    options = argparse.Namespace(
+        seed=500, videos=24, step=2, batch=4, iterations=1, learning_rate=1.0, square_frames=5,
+        unsupervised_iterations=1, unsupervised_learning_rate=1.0, raft_weights="", raft_size="small",
+    )  # fmt: skip
+    (plan,) = [plan for plan in optical_flow.plan_rows(options) if plan.row.startswith("section 9.2")]
+    store = optical_flow.open_store(plan.data, ("train",))
+    assert (plan.objective, len(store.pairs(plan.data.scored)), len(store.clips)) == ("supervised", 4, 1)
+    still = optical_flow.score(optical_flow.build(dataclasses.replace(plan, method="still")), store, plan.data)
+    moved = np.stack([store.optical_flow[row] for row in range(4)])
+    assert still["mse"] == pytest.approx(float((moved**2).mean()), rel=1e-3)
+    assert still["pairs"] == 4
 
 
 def test_plans_of_hard_scenes():

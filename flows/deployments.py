@@ -85,7 +85,7 @@ def register(workspace: Path, settings: Params, *, has_worker: bool = True) -> N
     with get_client(sync_client=True) as client:
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process"), overwrite=True)
         for one in served(workspace, settings):
-            deploy(one, workspace)
+            deploy(client, one, workspace)
         for automation in watchdogs():
             replace_automation(client, automation)
         if not has_worker:
@@ -93,14 +93,16 @@ def register(workspace: Path, settings: Params, *, has_worker: bool = True) -> N
         watch_again(client)
 
 
-def deploy(one: Served, workspace: Path) -> None:
+def deploy(client: SyncPrefectClient, one: Served, workspace: Path) -> None:
+    """Its trigger is an automation of our own, kept where it is the same: Prefect's would be removed and made anew each
+    time, and a server that has not heard of the new one yet (PostgreSQL was away) loses the events meanwhile.
+    """
     try:
         schedules = [Cron(one.cron, timezone="UTC")] if one.cron else []
         deployment: Any = one.flow.to_deployment(
             name=one.flow.name,
             schedules=schedules,
             parameters={"folder": str(workspace)},
-            triggers=[one.trigger] if one.trigger else [],
             # The others wait in line: two at once would do the same videos.
             concurrency_limit=ConcurrencyLimitConfig(limit=1, collision_strategy=ConcurrencyLimitStrategy.ENQUEUE),
             work_pool_name=POOL,
@@ -111,7 +113,10 @@ def deploy(one: Served, workspace: Path) -> None:
         raise ParamsError(
             f"service: {one.flow.name} cannot be scheduled: {' '.join(str(error).split())[:200]}"
         ) from None
-    deployment.apply(work_pool_name=POOL)
+    deployment_id = deployment.apply(work_pool_name=POOL)
+    if one.trigger is not None:
+        one.trigger.set_deployment_id(deployment_id)
+        replace_automation(client, one.trigger.as_automation().model_copy(update={"owner_resource": None}))
 
 
 def watchdogs() -> list[AutomationCore]:

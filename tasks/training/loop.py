@@ -25,16 +25,7 @@ from tasks.errors import CollapseError, MosisError, ParamsError
 from tasks.precision import autocast_dtype
 from tasks.prefetch import prefetch
 from tasks.training.batches import (
-    RawBatch,
-    RowBatch,
-    Samples,
-    flow_samples,
-    labelled_samples,
-    make_batch,
-    pair_samples,
     torch_seed,
-    truth_samples,
-    typical_confidence,
 )
 from tasks.training.checkpoint import Checkpoints, Found, State
 from tasks.training.collapse import CollapseWatch, PredictionStats, explain_divergence
@@ -42,6 +33,7 @@ from tasks.training.distributed import ALONE, Losses, Ranks
 from tasks.training.divergence import first_broken, save_batch
 from tasks.training.optimise import Optimisation, build_optimizer, learning_rate_at
 from tasks.training.own_labels import collect_labels
+from tasks.training.reader import Reader
 from tasks.training.self_training import round_starts
 from tasks.training.staging import ResidentFrames, Stager, keep_frames
 
@@ -148,7 +140,7 @@ def fit(
             )
         relabel = partial(collect_labels, store=store, device=device)
     rounds = count_rounds(model, recipe) if relabel else 0
-    read = None if model.needs == "own_labels" else _Reader(store, labels, model, recipe, ranks)
+    read = None if model.needs == "own_labels" else Reader(store, labels, model, recipe, ranks)
     with numerics(device):
         run = _Run(model, recipe, device, checkpoints, hooks if hooks and ranks.first else Hooks(), ranks)
         started_at = run.resume()
@@ -162,7 +154,7 @@ def fit(
             if read is None or number:
                 assert relabel is not None
                 assert isinstance(model, Segmenter)
-                read = _Reader(store, relabel(number, model), model, recipe, ranks)
+                read = Reader(store, relabel(number, model), model, recipe, ranks)
             run.advance_over(read, max(start, started_at), stop)
     return run.finish(started_at)
 
@@ -170,44 +162,6 @@ def fit(
 def count_rounds(model: Segmenter | OpticalFlowEstimator, recipe: Recipe) -> int:
     """How often labels are made anew: the method's own count where it makes them, else that of self-training."""
     return model.rounds if isinstance(model, Segmenter) and model.needs == "own_labels" else recipe.self_training
-
-
-class _Reader:
-    """The batches of one round."""
-
-    def __init__(
-        self,
-        store: FrameStore,
-        labels: LabelStore | None,
-        model: Segmenter | OpticalFlowEstimator,
-        recipe: Recipe,
-        ranks: Ranks,
-    ) -> None:
-        self._make = partial(
-            make_batch, store, _choose_samples(store, labels, model), labels,
-            batch_size=recipe.batch_size, seed=recipe.seed, augment=recipe.augment, copy_paste=recipe.copy_paste,
-            trusted=1.0 if labels is None else typical_confidence(labels),
-            optical_flow=store.optical_flow if model.needs == "optical_flow" else None,
-        )  # fmt: skip
-        self._part = (ranks.number, ranks.count)
-
-    def read(self, iteration: int, *, resident: bool) -> RawBatch | RowBatch:
-        """The batch of that number, or this process' part of it."""
-        return self._make(iteration=iteration, part=self._part, resident=resident)
-
-    def read_whole(self, iteration: int) -> RawBatch:
-        """The batch of that number with its frames, the parts of all processes."""
-        whole = self._make(iteration=iteration)
-        assert isinstance(whole, RawBatch)
-        return whole
-
-
-def _choose_samples(store: FrameStore, labels: LabelStore | None, model: Segmenter | OpticalFlowEstimator) -> Samples:
-    if model.needs == "truth":
-        return truth_samples(store)
-    if model.needs == "optical_flow":
-        return flow_samples(store)
-    return pair_samples(store) if labels is None else labelled_samples(store, labels)
 
 
 @dataclass
@@ -222,7 +176,7 @@ class _Run:
     seconds: float = 0.0
     images: int = 0
     window: list[dict[str, Tensor]] = field(default_factory=list)
-    readers: list[_Reader] = field(default_factory=list)
+    readers: list[Reader] = field(default_factory=list)
     frames: ResidentFrames | None = None
 
     def __post_init__(self) -> None:
@@ -265,7 +219,7 @@ class _Run:
             self.ranks.wait()
         return found
 
-    def advance_over(self, reader: _Reader, start: int, stop: int) -> None:
+    def advance_over(self, reader: Reader, start: int, stop: int) -> None:
         """The steps of iterations [start, stop), their batches read ahead."""
         stager, resident = Stager(self.device, self.frames), self.frames is not None
         batches = prefetch(lambda i: stager.ahead(reader.read(i, resident=resident)), start, stop)
@@ -273,7 +227,7 @@ class _Run:
             for batch in batches:
                 self.advance(stager.finish(batch), reader)
 
-    def advance(self, batch: Batch, reader: _Reader) -> None:
+    def advance(self, batch: Batch, reader: Reader) -> None:
         """One step and whatever is due after it. Validation comes before the checkpoint, so that none is lost.
 
         reader: has the same batch again, should it break the training.
@@ -317,7 +271,7 @@ class _Run:
         self.window, self.readers = [], []
         self.hooks.on_log(self.iteration, {**values, "learning_rate": rate, "images_per_s": images / seconds})
 
-    def _stop(self, losses: dict[str, float], number: int, reader: _Reader, rate: float) -> None:
+    def _stop(self, losses: dict[str, float], number: int, reader: Reader, rate: float) -> None:
         """End the training at a loss that is no number, and keep batch `number`, the first that gave one."""
         kept = None
         if self.checkpoints is not None and self.ranks.first:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from training_toy import SIDE, toy_store
+from training_toy import SIDE, ToySegmenter, toy_recipe, toy_store
 
 from models.common.instances import Instances
 from tasks.errors import NothingLeftError
@@ -23,6 +25,7 @@ from tasks.training.batches import (
     torch_seed,
     typical_confidence,
 )
+from tasks.training.reader import Reader
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -133,3 +136,15 @@ def test_labels_are_read_in_the_order_of_the_rows() -> None:
     for instances, row in zip(found.to(torch.device("cpu")), (9, 5, 4, 9), strict=True):
         assert torch.equal(instances.masks, some[row].masks)
         assert torch.equal(instances.boxes, some[row].boxes)
+
+
+def test_each_process_reads_its_own_part_of_a_batch() -> None:
+    """Else all of them would do the work of one, with the same weights in the end."""
+    store, _ = toy_store()
+    ranks: Any = [SimpleNamespace(number=number, count=2) for number in (0, 1)]
+    readers = [Reader(store, None, ToySegmenter("pairs"), toy_recipe(), one) for one in ranks]
+    parts = [reader.read(3, resident=False).dt_s for reader in readers]
+    frames = [reader.read(3, resident=False).frame_a for reader in readers]  # type: ignore[union-attr]
+    whole = readers[1].read_whole(3)
+    assert [len(part) for part in parts] == [2, 2]
+    np.testing.assert_array_equal(np.concatenate(frames), whole.frame_a)

@@ -299,6 +299,7 @@ def test_rounds_of_em_learn_from_what_it_infers_with_the_network_as_it_stands(mo
     seen = []
 
     def infer(self, batch, *, with_network):
+        assert self.config.frame_step == 1  # all frames, as before
         seen.append((self.config.objective, with_network, {k: v.clone() for k, v in self.state_dict().items()}))
         return [Instances.from_masks(torch.ones(1, 64, 64).bool())] * len(batch.frame_a)
 

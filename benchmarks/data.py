@@ -95,7 +95,7 @@ class Motion:
 def open_video(data: Dataset, cache: Path) -> Video:
     """Train, val and test clips with truth, made on the first call."""
     changes = {name: value for name, value in asdict(data).items() if not name.startswith("fresh")}
-    folder = cache / f"video-{_digest(changes, _generator_sources())}"
+    folder = cache / f"video-{digest(changes, _generator_sources())}"
     if not folder.is_dir():
         _write_video(folder, _split_clips(data))
     return _read_video(folder)
@@ -104,7 +104,7 @@ def open_video(data: Dataset, cache: Path) -> Video:
 def open_fresh(data: Dataset, cache: Path) -> Video:
     """One clip of `fresh_frames` frames, evenly spaced, of each fresh video; all of the test split."""
     changes = {"fresh": data.fresh, "frames": data.fresh_frames, "changes": data.changes}
-    folder = cache / f"fresh-{_digest(changes, _generator_sources())}"
+    folder = cache / f"fresh-{digest(changes, _generator_sources())}"
     if not folder.is_dir():
         _write_video(folder, _fresh_clips(data))
     return _read_video(folder)
@@ -115,8 +115,8 @@ def open_motion_labels(data: Dataset, labeller: dict[str, Any], cache: Path) -> 
     config = MotionLabelsConfig(**labeller)
     video = open_video(data, cache)
     changes = {"data": asdict(data) | {"fresh": 0, "fresh_frames": 0}, "labeller": asdict(config)}
-    sources = _generator_sources() + _digest_folders("models/motion_labels", "models/common")
-    folder = cache / f"labels-{_digest(changes, sources)}"
+    sources = _generator_sources() + digest_folders("models/motion_labels", "models/common")
+    folder = cache / f"labels-{digest(changes, sources)}"
     if not folder.is_dir():
         _write_labels(folder, video, config)
     made = read_json(folder / "made.json")
@@ -229,12 +229,14 @@ def _label(job: tuple[np.ndarray, MotionLabelsConfig, int]) -> tuple[LabelStore,
 
 @functools.cache
 def _generator_sources() -> str:
-    return _digest_folders("tasks/sources/synthetic", "benchmarks/data.py", "benchmarks/generator.py")
+    return digest_folders("tasks/sources/synthetic", "benchmarks/data.py", "benchmarks/generator.py")
 
 
-def _digest_folders(*names: str) -> str:
+def digest_folders(*names: str) -> str:
+    """Of all files below these folders and files of the repository."""
     return sha256_tree([ROOT / name for name in names])
 
 
-def _digest(settings: dict[str, Any], sources: str) -> str:
+def digest(settings: dict[str, Any], sources: str) -> str:
+    """A name for what is made with these settings by these sources."""
     return hashlib.sha256(f"{json.dumps(settings, sort_keys=True)}{sources}".encode()).hexdigest()[:16]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks.data import open_fresh, open_motion_labels, open_video
 from benchmarks.harness import Report, Row, Setting, run_in_child
-from benchmarks.training import Plan, as_yardstick, build_config, make_recipe, train_row
+from benchmarks.training import Plan, as_yardstick, build_config, make_recipe, open_warm, train_row
 from models.motion_labels.config import MotionLabelsConfig
 from tasks.errors import ParamsError
 
@@ -81,7 +81,8 @@ def describe_work(plan: Plan) -> str:
 
 def describe_data(plan: Plan) -> str:
     """The same for plans that read the same video and labels."""
-    return json.dumps([asdict(plan.data), plan.labels == "motion" and plan.labeller], default=str)
+    warm = plan.warm and [plan.warm, plan.settings, plan.seed]
+    return json.dumps([asdict(plan.data), plan.labels == "motion" and plan.labeller, warm], default=str)
 
 
 def prepare(plan: Plan, setting: Setting) -> Row:
@@ -91,4 +92,6 @@ def prepare(plan: Plan, setting: Setting) -> Row:
         open_fresh(plan.data, setting.cache)
     if plan.labels == "motion":
         open_motion_labels(plan.data, plan.labeller, setting.cache)
+    if plan.warm:
+        open_warm(plan, setting)
     return {}

@@ -6,19 +6,21 @@ import importlib
 import time
 import typing
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import models
-from benchmarks.data import Dataset, Video, open_fresh, open_motion_labels, open_video
+from benchmarks.data import Dataset, Video, digest, digest_folders, open_fresh, open_motion_labels, open_video
 from benchmarks.harness import Row, Setting, describe_plan, peak_mib
 from benchmarks.scores import predict, recall_by_motion, score
 from models.interface import Segmenter
 from tasks.errors import ParamsError
+from tasks.files import atomic_path
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.precision import autocast_dtype
@@ -53,7 +55,9 @@ class Plan:
     trained (`as_yardstick`): its rate is measured anew beside this row's, since the rate of a busy machine changes from
     one quarter of an hour to the next. test_step: every test_step-th frame of the test split is scored. rounds: what
     those of recipe.self_training learn from: motion labels with what the network adds, or, in the frames in which it
-    infers any, what objective `em` infers by photometric reconstruction with the network as it stands then.
+    infers any, what objective `em` infers by photometric reconstruction with the network as it stands then. warm:
+    iterations that motion labels train the appearance network for before the row's own begin, with the same settings
+    but for the objective's; what it found by then stands in the row under "before".
     """
 
     row: str
@@ -71,6 +75,7 @@ class Plan:
     seed: int = 0
     test_step: int = 1
     rounds: Rounds = "add"
+    warm: int = 0
 
 
 def train_row(plan: Plan, setting: Setting) -> Row:
@@ -82,6 +87,7 @@ def train_row(plan: Plan, setting: Setting) -> Row:
     labels, label_facts = choose_labels(plan, setting)
     torch.manual_seed(plan.seed)
     model = build_model(plan.method, plan.settings, video.store.size)
+    before = warm_up(plan, model, video, setting, device)
     budget = plan.iterations if plan.minutes is None else fit_minutes(plan, video, labels, setting)
     recipe, started = make_recipe(plan, budget), time.process_time()
     again = make_relabel(plan, video.store, labels, device) if labels is not None and plan.labels == "motion" else None
@@ -98,8 +104,42 @@ def train_row(plan: Plan, setting: Setting) -> Row:
         "jobs": setting.jobs,
         "device": device.type,
         **score_row(plan, model, video, setting, device),
+        **before,
         "plan": describe_plan(plan),
     }
+
+
+def warm_up(plan: Plan, model: Segmenter, video: Video, setting: Setting, device: torch.device) -> Row:
+    """Give `model` the weights of the appearance network that plan.warm asks for, and say what it finds with them."""
+    if not plan.warm:
+        return {}
+    missing, unknown = model.load_state_dict(open_warm(plan, setting), strict=False)
+    if unknown or any(name.startswith("appearance.") for name in missing):
+        raise ParamsError(f"method {plan.method} has not the appearance network that motion labels trained")
+    model.to(device)
+    return {"before": score_row(plan, model, video, setting, device)}
+
+
+def open_warm(plan: Plan, setting: Setting) -> dict[str, Tensor]:
+    """Weights of the appearance network after plan.warm iterations of motion labels, trained on the first call."""
+    settings = {name: value for name, value in plan.settings.items() if name in ("preset", *INFERENCE)}
+    settings["objective"] = "motion_labels"
+    start = replace(
+        plan, method="mosis", settings=settings, labels="motion", recipe={}, iterations=plan.warm, minutes=None
+    )
+    known = {name: getattr(start, name) for name in ("settings", "labeller", "iterations", "seed")}
+    sources = digest_folders("models", "tasks/training", "tasks/sources/synthetic")
+    path = setting.cache / f"warm-{digest({**known, 'data': asdict(plan.data)}, sources)}.pt"
+    if not path.is_file():
+        video = open_video(plan.data, setting.cache)
+        labels, _ = choose_labels(start, setting)
+        torch.manual_seed(plan.seed)
+        model = build_model(start.method, settings, video.store.size)
+        fit(model, video.store, make_recipe(start, plan.warm), labels=labels, device=choose_device(setting.device))
+        with atomic_path(path) as partial_path:
+            torch.save(model.state_dict(), partial_path)
+    weights: dict[str, Tensor] = torch.load(path, weights_only=True)
+    return weights
 
 
 def describe_training(plan: Plan, model: Segmenter, fitted: Fitted, train_frames: int) -> Row:

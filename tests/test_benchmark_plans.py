@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from benchmarks.data import Dataset
 from benchmarks.harness import Setting, describe_plan
 from benchmarks.plans import describe_work, run_plans
-from benchmarks.training import Plan, as_yardstick, clock_of, fit_minutes, time_inference
+from benchmarks.training import INFERENCE, Plan, as_yardstick, clock_of, fit_minutes, time_inference, train_row
 from models.common.instances import Instances
+from tasks.errors import ParamsError
 from tasks.training.batches import Samples
 
 
@@ -93,6 +95,22 @@ def test_a_budget_is_of_processor_time_but_on_a_gpu():
     worker = threading.Thread(target=lambda: sum(i * i for i in range(10**6)))
     worker.start(), worker.join()
     assert clocks[0]() - before[0] > 0.01  # other threads of the process count
+
+
+def test_a_warm_row_begins_with_what_motion_labels_taught(tmp_path):
+    data = Dataset(500, 3, {"frames": 8, "height": 64, "width": 64}, fresh=1, fresh_frames=2)
+    setting = Setting(tmp_path, "cpu", 1, 1)
+    settings = {"objective": "motion_labels", **INFERENCE}
+    taught = train_row(Plan("a", "a", data, settings=settings, labels="motion", iterations=3, seed=1), setting)
+    settings = {"objective": "literal", "segment_motion": "closed_form", **INFERENCE}
+    plan = Plan("b", "b", data, settings=settings, iterations=1, seed=1, warm=3)
+    row = train_row(plan, setting)
+    assert row["before"] == {name: taught[name] for name in row["before"]}
+    assert {"mask", "box", "fresh"} <= set(row["before"])
+    assert row["iterations"] == 1
+    assert "before" not in taught
+    with pytest.raises(ParamsError, match="method amd has not the appearance network"):
+        train_row(dataclasses.replace(plan, method="amd", settings={}), setting)
 
 
 class FakeReport:

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 QUICK := motion_labels decode pairs train_step coco_eval
-TABLES := thesis hard_synthetic ablations amd optical_flow real
+TABLES := thesis hard_synthetic ablations amd optical_flow detection real
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test check bench tables chaos repro lock clean

@@ -122,22 +122,9 @@ def fit(
     the processes do not divide.
     """
     device = torch.device(device)
-    if recipe.batch_size % ranks.count:
-        raise ParamsError(
-            f"train.batch_size: {recipe.batch_size} is the batch of all {ranks.count} training processes together: "
-            f"take a multiple of {ranks.count}"
-        )
-    if model.needs is None:
-        raise ValueError(f"{type(model).__name__} has nothing to train")
-    reads_labels = model.needs in ("labels", "truth")
-    if reads_labels and labels is None:
-        raise ValueError(f"{type(model).__name__} learns from labels and was given none")
-    labels = labels if reads_labels else None
+    _check(model, recipe, labels, checkpoints, relabel, ranks)
+    labels = labels if model.needs in ("labels", "truth") else None
     if model.needs == "own_labels" and relabel is None:
-        if checkpoints is not None:
-            raise ValueError(
-                "to be resumed, a method that infers its own labels needs `relabel` to keep those of a round"
-            )
         relabel = partial(collect_labels, store=store, device=device)
     rounds = count_rounds(model, recipe) if relabel else 0
     read = None if model.needs == "own_labels" else Reader(store, labels, model, recipe, ranks)
@@ -157,6 +144,28 @@ def fit(
                 read = Reader(store, relabel(number, model), model, recipe, ranks)
             run.advance_over(read, max(start, started_at), stop)
     return run.finish(started_at)
+
+
+def _check(
+    model: Segmenter | OpticalFlowEstimator,
+    recipe: Recipe,
+    labels: LabelStore | None,
+    checkpoints: Checkpoints | None,
+    relabel: Relabel | None,
+    ranks: Ranks,
+) -> None:
+    """Raises what `fit` raises of arguments that do not go together."""
+    if recipe.batch_size % ranks.count:
+        raise ParamsError(
+            f"train.batch_size: {recipe.batch_size} is the batch of all {ranks.count} training processes together: "
+            f"take a multiple of {ranks.count}"
+        )
+    if model.needs is None:
+        raise ValueError(f"{type(model).__name__} has nothing to train")
+    if model.needs in ("labels", "truth") and labels is None:
+        raise ValueError(f"{type(model).__name__} learns from labels and was given none")
+    if model.needs == "own_labels" and relabel is None and checkpoints is not None:
+        raise ValueError("to be resumed, a method that infers its own labels needs `relabel` to keep those of a round")
 
 
 def count_rounds(model: Segmenter | OpticalFlowEstimator, recipe: Recipe) -> int:

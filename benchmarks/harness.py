@@ -211,15 +211,29 @@ def peak_mib() -> float:
 
 
 def without_places(arguments: Sequence[str]) -> list[str]:
-    """Arguments without the options that only say where things lie: a result speaks of no machine's folders."""
+    """Arguments without the options that only say where things lie: a result speaks of no machine's folders.
+
+    An --output below the current folder stays: the command as it is quoted would else write over another table.
+    """
     kept: list[str] = []
-    skip = False
-    for argument in arguments:
-        name, given, _ = argument.partition("=")
-        if not skip and name not in _PLACES:
+    for argument in _join_values(arguments):
+        name, _, value = argument.partition("=")
+        if name not in _PLACES:
             kept.append(argument)
-        skip = name in _PLACES and not given
+        elif name == "--output" and not Path(value).is_absolute():
+            kept += [name, value]
     return kept
+
+
+def _join_values(arguments: Sequence[str]) -> list[str]:
+    """`--cache X` as `--cache=X`, and so for all of _PLACES."""
+    joined: list[str] = []
+    for argument in arguments:
+        if joined and joined[-1] in _PLACES:
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def describe_run() -> dict[str, Any]:

@@ -262,6 +262,9 @@ def test_what_does_not_exist_is_named(method, settings, message):
 def test_a_result_names_no_folder():
     arguments = ["--seeds", "10", "--cache", "/some/where", "--output=/x.json", "--pictures", "p", "--jobs", "2"]
     assert without_places(arguments) == ["--seeds", "10", "--jobs", "2"]
+    assert without_places(["--output", "benchmarks/results/x.json", "--cache"]) == [
+        "--output", "benchmarks/results/x.json"
+    ]  # fmt: skip
     assert without_places([]) == []
 
 

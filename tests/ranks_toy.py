@@ -51,7 +51,7 @@ def build(name: str) -> Segmenter:
 
 def joint_batch(counts: tuple[int, ...]) -> Batch:
     """Four images with so many labels each, some without weight."""
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(2)  # one with no ReLU within rounding of its kink
     frames = [torch.rand(IMAGES, 3, *SIZE, generator=generator) for _ in range(2)]
     labels = []
     for count in counts:

@@ -241,6 +241,20 @@ def test_a_moving_square_is_found_from_motion_alone() -> None:
     assert (found.boxes[0] - torch.tensor([12.0, 30.0, 32.0, 50.0])).abs().max() <= 3
 
 
+@pytest.mark.parametrize("side", [44, 72])
+def test_a_large_square_is_found_whole(side: int) -> None:
+    size = 128
+    frames = []
+    for t in (0, 1, -1):
+        frame = texture(0, 2 * size)[:, 20 : 20 + size, 20 + t : 20 + t + size].clone()
+        frame[:, 30 - 2 * t : 30 - 2 * t + side, 20 + 4 * t : 20 + 4 * t + side] = texture(1, 2 * size)[:, :side, :side]
+        frames.append(frame[None])
+    found = find_instances(*frames, None)[0]
+    truth = rectangle(20, 30, 20 + side, 30 + side, size=size)[None]
+    assert len(found) == 1
+    assert overlaps(found, truth)[0] > 0.95
+
+
 def test_two_squares_that_touch_and_part_are_two() -> None:
     both = (10, 20, -3, 2), (30, 20, 4, -2)
     found = find_instances(*triplet(*both), None)[0]

@@ -234,6 +234,21 @@ def test_the_biggest_part_is_kept() -> None:
     assert kept.sum() == 36
     assert biggest(mask[:0]).shape == (0, 16, 16)
     assert math.prod(biggest(mask).shape) == 512
+    assert not kept[1].any()
+
+
+def test_a_large_or_winding_part_is_kept_whole() -> None:
+    mask = torch.zeros(3, 64, 64, dtype=torch.bool)
+    mask[0, 2:62, 2:62] = True  # sixty cells from corner to corner
+    mask[1, ::4] = True  # a snake
+    mask[1, :, 0] = True
+    mask[2, 0:9, 0:9] = True  # as solid as the larger one, and before it
+    mask[2, 20:38, 20:38] = True
+    kept = biggest(mask)
+    assert torch.equal(kept[:2], mask[:2])
+    assert (kept[2].sum(), kept[2, :9, :9].sum()) == (18 * 18, 0)
+    touching = torch.ones(2, 4, 4, dtype=torch.bool)  # the end of one mask is not the beginning of the next
+    assert torch.equal(biggest(touching), touching)
 
 
 def growing(t: int, *, growth: float = 0.1, shift: float = 0.0) -> Tensor:

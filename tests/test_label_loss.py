@@ -42,6 +42,12 @@ def anchors_as_boxes() -> Tensor:
     return torch.cat((grid.centres - grid.sizes / 2, grid.centres + grid.sizes / 2), dim=1)[None]
 
 
+def assigned(boxes: Tensor, targets: learning.Targets, *, centre_reach: float) -> Positives:
+    """Those chosen, without what fills up."""
+    found = assign(label_overlap(boxes, targets), anchor_grid(SIZE), targets, centre_reach=centre_reach)
+    return Positives(*(values[found.chosen] for values in found))
+
+
 def test_labels_of_a_batch_keep_their_image() -> None:
     targets = gather_targets(
         [rectangles((0, 0, 8, 8)), Instances.empty(*SIZE), rectangles((1, 2, 9, 9))], torch.zeros(1)
@@ -55,10 +61,10 @@ def test_a_label_is_learnt_by_the_anchors_of_its_size_at_its_place() -> None:
     targets = gather_targets([rectangles((26, 22, 54, 58))], boxes)  # 28 x 36, centre (40, 40): an anchor to the pixel
     grid = anchor_grid(SIZE)
     overlap = label_overlap(boxes, targets)
-    chosen = assign(overlap, grid, targets, centre_reach=0.0)
+    chosen = assigned(boxes, targets, centre_reach=0.0)
     assert chosen.proposal[overlap[0, chosen.proposal].argmax()] == 12 + 3 * (4 * 2 + 2) + 1
     assert ((grid.centres[chosen.proposal] - 40).abs() <= grid.strides[chosen.proposal, None] / 2).all()
-    wider = assign(overlap, grid, targets, centre_reach=0.5)
+    wider = assigned(boxes, targets, centre_reach=0.5)
     assert ((grid.centres[wider.proposal] - 40).abs() <= grid.strides[wider.proposal, None]).all()
     assert overlap[0, wider.proposal].sum() >= overlap[0, chosen.proposal].sum()
 
@@ -66,8 +72,7 @@ def test_a_label_is_learnt_by_the_anchors_of_its_size_at_its_place() -> None:
 def test_a_proposal_wanted_twice_learns_the_label_that_it_fits_better() -> None:
     boxes = anchors_as_boxes()
     targets = gather_targets([rectangles((26, 22, 54, 58), (27, 23, 53, 57))], boxes)
-    overlap = label_overlap(boxes, targets)
-    chosen = assign(overlap, anchor_grid(SIZE), targets, centre_reach=0.5)
+    chosen = assigned(boxes, targets, centre_reach=0.5)
     assert len(chosen.proposal.unique()) == len(chosen.proposal)
     assert set(chosen.label.tolist()) == {0, 1}
     for proposal, label in zip(chosen.proposal.tolist(), chosen.label.tolist(), strict=True):
@@ -78,7 +83,7 @@ def test_a_proposal_wanted_twice_learns_the_label_that_it_fits_better() -> None:
 def test_the_smallest_label_is_learnt_by_something() -> None:
     boxes = anchors_as_boxes()
     targets = gather_targets([rectangles((63, 63, 64, 64))], boxes)
-    assert len(assign(label_overlap(boxes, targets), anchor_grid(SIZE), targets, centre_reach=0.0).label) > 0
+    assert len(assigned(boxes, targets, centre_reach=0.0).label) > 0
 
 
 def perfect() -> tuple[Tensor, Tensor, Positives, learning.Targets]:
@@ -89,7 +94,7 @@ def perfect() -> tuple[Tensor, Tensor, Positives, learning.Targets]:
     boxes[0, 7] = targets.boxes[0]
     logits = torch.full((1, 20), -20.0)
     logits[0, 7] = 20
-    where = Positives(torch.tensor([0]), torch.tensor([7]), torch.tensor([0]))
+    where = Positives(torch.tensor([0]), torch.tensor([7]), torch.tensor([0]), torch.tensor([True]))
     return boxes, logits, where, targets
 
 
@@ -136,12 +141,35 @@ def test_mask_boxes_are_shared_evenly_between_predictions_and_labels() -> None:
     positives = assign(label_overlap(boxes, targets), anchor_grid(SIZE), targets, centre_reach=0.5)
     chosen = choose_boxes(boxes, positives, targets, 3)
     half = learning.MASKS_PER_IMAGE // 2
-    assert torch.equal(chosen.image, chosen.image.sort().values)
-    assert torch.equal(targets.image[chosen.label], chosen.image)
-    counts = torch.bincount(chosen.image, minlength=3)
-    assert counts[1] == 0
-    assert half < counts[0] <= 2 * half
-    assert half < counts[2] <= 2 * half
+    assert len(chosen.boxes) == 3 * 2 * half
+    image = torch.arange(3).repeat_interleave(2 * half)
+    assert torch.equal(targets.image[chosen.label][chosen.chosen], image[chosen.chosen])
+    predicted, jittered = chosen.chosen.view(3, 2, half).sum(2).T.tolist()
+    assert jittered == [half, 0, half]
+    assert predicted[1] == 0
+    assert 0 < predicted[0] <= half
+    assert 0 < predicted[2] <= half
+    own = targets.boxes[chosen.label]
+    moved = (chosen.boxes - own).abs() / (own[:, 2:] - own[:, :2]).repeat(1, 2)
+    assert moved.view(3, 2, half, 4)[[0, 2], 1].max() <= learning.JITTER
+    found = set(map(tuple, boxes[0].tolist()))
+    assert all(tuple(box) in found for box in chosen.boxes.view(3, 2, half, 4)[0, 0][: predicted[0]].tolist())
+
+
+def test_a_draw_takes_the_able_alone_each_once_and_evenly() -> None:
+    image, able = torch.tensor([0, 0, 0, 2, 0, 2]), torch.tensor([True, False, True, False, True, True])
+    counts = torch.zeros(6)
+    for _ in range(300):
+        drawn, some = learning._draw(image, able, 2, 3, torch.rand(6))
+        assert some.tolist() == [True, True, False, False, True, False]
+        assert drawn[4] == 5
+        assert len(set(drawn[:2].tolist())) == 2
+        counts[drawn[:2]] += 1
+    assert counts[[1, 3, 5]].sum() == 0
+    assert counts[[0, 2, 4]].sum() == 600
+    assert counts[[0, 2, 4]].min() > 150
+    nothing, none = learning._draw(image[:0], able[:0], 2, 3, torch.rand(0))
+    assert (len(nothing), int(none.sum())) == (6, 0)
 
 
 def compute(network: AppearanceNetwork, labels: list[Instances], seed: int = 0) -> tuple[Proposals, dict[str, Tensor]]:
@@ -183,11 +211,26 @@ def test_a_label_without_confidence_teaches_nothing(network: AppearanceNetwork) 
     assert terms["box"] == terms["mask"] == terms["dice"] == 0
     terms["total"].backward()
     targets = gather_targets(labels, proposals.boxes)
-    chosen = assign(label_overlap(proposals.boxes, targets), proposals.grid, targets, centre_reach=0.5)
+    chosen = assigned(proposals.boxes, targets, centre_reach=0.5)
     assert proposals.boxes.grad is not None
     assert proposals.logits.grad is not None
     assert not proposals.boxes.grad.any()
     assert not proposals.logits.grad[chosen.image, chosen.proposal].any()
+
+
+def test_a_label_without_confidence_makes_nothing_else_weaker(network: AppearanceNetwork) -> None:
+    sure = rectangles((10, 10, 30, 38))
+    both = rectangles((10, 10, 30, 38), (34, 34, 60, 60), scores=[1.0, 0.0])
+    boxes = anchors_as_boxes()
+    logits = torch.full(boxes.shape[:2], -3.0)
+    losses = []
+    for labels in (sure, both):
+        targets = gather_targets([labels], boxes)
+        overlap = label_overlap(boxes, targets)
+        positives = assign(overlap, anchor_grid(SIZE), targets, centre_reach=0.5)
+        losses.append(objectness_loss(logits, overlap, positives, targets).item())
+    # But for the few proposals that are left out for its sake.
+    assert losses[1] == pytest.approx(losses[0], rel=0.1)
 
 
 def test_half_the_confidence_is_half_the_pull(network: AppearanceNetwork) -> None:

@@ -75,7 +75,9 @@ def two_labels() -> tuple[Tensor, Positives, Targets]:
         torch.zeros(2, *SIZE, dtype=torch.bool),
         torch.tensor([1.0, 0.4], dtype=torch.float64),
     )
-    positives = Positives(torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]))
+    positives = Positives(
+        torch.zeros(3, dtype=torch.long), torch.tensor([0, 1, 2]), torch.tensor([0, 0, 1]), torch.ones(3).bool()
+    )
     return boxes, positives, targets
 
 
@@ -107,11 +109,18 @@ LABELS = (
 
 def choose_all(boxes: Tensor, positives: Positives, targets: Targets, images: int, _whole: object) -> MaskBoxes:
     """Every positive and every label's own box: no draw, which would depend on the order."""
-    image = torch.cat((positives.image, targets.image))
-    chosen = torch.cat((boxes[positives.image, positives.proposal], targets.boxes))
-    label = torch.cat((positives.label, torch.arange(len(targets.image))))
-    order = torch.argsort(image, stable=True)
-    return MaskBoxes(image[order], chosen[order], label[order])
+    image = torch.cat((positives.image[positives.chosen], targets.image))
+    found = torch.cat((boxes[positives.image, positives.proposal][positives.chosen], targets.boxes))
+    label = torch.cat((positives.label[positives.chosen], torch.arange(len(targets.image))))
+    most = int(torch.bincount(image, minlength=images).max())
+    filled = MaskBoxes(
+        torch.zeros(images, most, 4), torch.zeros(images, most, dtype=torch.long), torch.zeros(images, most).bool()
+    )
+    for number in range(images):
+        own = image == number
+        filled.boxes[number, : own.sum()], filled.label[number, : own.sum()] = found[own], label[own]
+        filled.chosen[number, : own.sum()] = True
+    return MaskBoxes(*(values.flatten(0, 1) for values in filled))
 
 
 def assert_same(terms: dict[str, Tensor], others: dict[str, Tensor], *, relative: float = 1e-5) -> None:
@@ -243,8 +252,9 @@ def test_proposals_and_labels_moved_by_a_cell_of_the_coarsest_grid_cost_the_same
     there = goals._replace(boxes=goals.boxes + shift.repeat(2))
     chosen = assign(label_overlap(around, goals), own, goals, centre_reach=0.5)
     chosen_there = assign(label_overlap(around + shift.repeat(2), there), far, there, centre_reach=0.5)
-    assert len(chosen.proposal) > 1
-    assert torch.equal(chosen.proposal, chosen_there.proposal)
+    assert chosen.chosen.sum() > 1
+    assert torch.equal(chosen.chosen, chosen_there.chosen)
+    assert torch.equal(chosen.proposal[chosen.chosen], chosen_there.proposal[chosen.chosen])
 
 
 # ---- half precision

@@ -63,8 +63,11 @@ def test_the_label_loss_is_the_plain_one() -> None:
     drawn = choose_boxes(proposals.boxes.detach(), positives, targets, len(labels))
     first = [0, 3, 3, 4]  # number of each image's first label among all
     boxes: list[list[naive_labels.MaskBox]] = [[] for _ in labels]
-    for image, box, label in zip(drawn.image.tolist(), drawn.boxes, drawn.label.tolist(), strict=True):
-        boxes[image].append((box, label - first[image]))
+    image = torch.arange(len(labels)).repeat_interleave(len(drawn.boxes) // len(labels))[drawn.chosen]
+    for own, box, label in zip(
+        image.tolist(), drawn.boxes[drawn.chosen], drawn.label[drawn.chosen].tolist(), strict=True
+    ):
+        boxes[own].append((box, label - first[own]))
     plain = naive_labels.label_loss(proposals, labels, model.appearance, boxes)
     assert all(value > 0 for value in fast.values())
     assert_same(model, fast, plain)

@@ -65,6 +65,7 @@ def positives(*proposals: int) -> Positives:
         torch.zeros(len(proposals), dtype=torch.long),
         torch.tensor(proposals, dtype=torch.long),
         torch.arange(len(proposals)),
+        torch.ones(len(proposals), dtype=torch.bool),
     )
 
 
@@ -91,14 +92,16 @@ def test_a_box_is_given_to_its_cell_and_best_anchor_on_every_scale() -> None:
     assert found.proposal.tolist() == [(0 * 2 + 1) * 3, 12 + (1 * 4 + 2) * 3, 12 + 48 + (3 * 8 + 5) * 3 + 2]
     assert found.label.tolist() == [0, 0, 0]
     assert found.image.tolist() == [0, 0, 0]
+    assert found.chosen.all()
 
 
 def test_the_earlier_of_two_boxes_has_a_place_that_both_want() -> None:
     twice = assign(GRID, targets((30.0, 10.0, 50.0, 38.0), (30.0, 10.0, 50.0, 38.0)), SIZE, 1)
-    assert twice.label.tolist() == [0, 0, 0]
+    assert twice.label[twice.chosen].tolist() == [0, 0, 0]
     apart = assign(GRID, targets((30.0, 10.0, 50.0, 38.0), (30.0, 10.0, 50.0, 38.0), image=[0, 1]), SIZE, 2)
-    assert apart.label.tolist() == [0, 0, 0, 1, 1, 1]
-    assert apart.image.tolist() == [0, 0, 0, 1, 1, 1]
+    assert apart.chosen.all()
+    assert sorted(apart.label.tolist()) == [0, 0, 0, 1, 1, 1]
+    assert apart.image.tolist() == apart.label.tolist()
 
 
 def test_a_centre_on_the_far_border_stays_in_the_last_cell() -> None:

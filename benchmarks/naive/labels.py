@@ -73,7 +73,7 @@ def _learn_boxes(
         goal[proposal], weight[proposal] = iou, labels.scores[number]
         sums.box = sums.box + labels.scores[number] * (1 - _giou(boxes[proposal], labels.boxes[number]))
         sums.boxes += int(labels.scores[number] > 0)
-    sums.positives += len(chosen)
+    sums.positives += sum(int(labels.scores[number] > 0) for _, number in chosen.values())
     bce = F.binary_cross_entropy_with_logits(logits, goal, reduction="none")
     sums.objectness = sums.objectness + (bce * weight).sum()
     return chosen

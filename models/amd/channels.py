@@ -35,13 +35,15 @@ class ChannelRecord(nn.Module):
     @torch.no_grad()
     def update(self, masks: Tensor, motions: Tensor, whole: WholeBatch = WHOLE) -> None:
         """Take in one batch: masks (B, C, H, W) that sum to 1, motions (B, C, 2) pixels."""
+        # Counted by comparing and picked by index_select: bincount and a subscript would wait for a GPU.
+        channels = torch.arange(masks.shape[1], device=masks.device)
         winners = masks.argmax(1).flatten()
-        coverage = whole.mean(torch.bincount(winners, minlength=masks.shape[1]).to(masks) / len(winners))
-        background = motions[:, coverage.argmax()].unsqueeze(1)  # (B, 1, 2)
+        coverage = whole.mean((winners == channels[:, None]).to(masks).mean(1))
+        background = motions.index_select(1, coverage.argmax()[None])  # (B, 1, 2)
         contrast = whole.mean((motions - background).norm(dim=2).mean(0))
         self.batches += 1
         # A plain mean at first, so that the zeros of the start do not count.
-        step = torch.maximum(1 / self.batches, self.batches.new_tensor(1 - MOMENTUM))
+        step = (1 / self.batches).clamp(min=1 - MOMENTUM)
         self.coverage += step * (coverage - self.coverage)
         self.contrast += step * (contrast - self.contrast)
 

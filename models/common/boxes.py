@@ -6,10 +6,41 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
+from .device import upload
+
+_NO_AREA = 1e-7
+"""Square pixels added to what is divided by."""
+
 
 def pairwise_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
     """IoU of every pair: (..., N, 4), (..., M, 4) -> (..., N, M) in [0, 1]; 0 where both boxes have no area."""
     return box_iou(boxes_a, boxes_b).nan_to_num(0.0)
+
+
+def paired_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """IoU of each box with its partner: (..., 4), (..., 4) -> (...) in [0, 1]."""
+    shared, union, _ = _areas(boxes_a, boxes_b)
+    return shared / (union + _NO_AREA)
+
+
+def paired_giou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
+    """Generalised IoU of each box with its partner (Rezatofighi et al., 2019): (..., 4), (..., 4) -> (...) in [-1, 1].
+
+    torchvision's loss indexes with a mask, for which a GPU has to be waited for.
+    """
+    shared, union, hull = _areas(boxes_a, boxes_b)
+    return shared / (union + _NO_AREA) - (hull - union) / (hull + _NO_AREA)
+
+
+def _areas(boxes_a: Tensor, boxes_b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of intersection, union and hull, each (...)."""
+    low, high = torch.maximum(boxes_a[..., :2], boxes_b[..., :2]), torch.minimum(boxes_a[..., 2:], boxes_b[..., 2:])
+    shared = (high - low).clamp(min=0).prod(-1)
+    union = (boxes_a[..., 2:] - boxes_a[..., :2]).prod(-1) + (boxes_b[..., 2:] - boxes_b[..., :2]).prod(-1) - shared
+    hull = (torch.maximum(boxes_a[..., 2:], boxes_b[..., 2:]) - torch.minimum(boxes_a[..., :2], boxes_b[..., :2])).prod(
+        -1
+    )
+    return shared, union, hull
 
 
 def clip_boxes(boxes: Tensor, size: tuple[int, int]) -> Tensor:
@@ -37,4 +68,4 @@ def jitter_boxes(boxes: Tensor, amount: float, draw: Tensor) -> Tensor:
     draw: (N, 4) in [0, 1), 0 for furthest back, made on the CPU, so that a seed gives the same boxes on every device.
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)  # w h w h
-    return boxes + amount * (draw * 2 - 1).to(boxes) * sides
+    return boxes + amount * (upload(draw, boxes.device) * 2 - 1).to(boxes) * sides

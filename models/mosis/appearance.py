@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,8 +169,13 @@ class _Head(nn.Module):
         return self.output(self.features(features))
 
 
+@functools.lru_cache(maxsize=32)
+@torch.inference_mode(mode=False)  # kept, and used in training, too
 def anchor_grid(size: tuple[int, int], device: torch.device | str = "cpu") -> AnchorGrid:
-    """Cells and anchors of every proposal of an image of `size` = (H, W) pixels, in the order of the raw outputs."""
+    """Cells and anchors of every proposal of an image of `size` = (H, W) pixels, in the order of the raw outputs.
+
+    Kept for the next image of that size: not to be written to.
+    """
     centres, strides, sizes = [], [], []
     for stride, anchors in zip(STRIDES, ANCHORS, strict=True):
         rows, columns = size[0] // stride, size[1] // stride

@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..common.boxes import pairwise_iou
+from ..common.boxes import paired_iou, pairwise_iou
 from ..common.instances import Instances
-from ..common.masks import crop_masks
 from ..common.whole import WHOLE, WholeBatch
 from ..mosis.appearance import AnchorGrid, AppearanceNetwork, Proposals
 from ..mosis.config import ANCHORS, STRIDES
-from ..mosis.label_loss import Positives, Targets, choose_boxes, dice_loss, gather_targets, mask_loss
+from ..mosis.label_loss import Positives, Targets, at_places, gather_targets, mask_losses, weighted_mean
 
 
 def thesis_loss(
@@ -36,7 +35,8 @@ def thesis_loss(
         "box": box_loss(proposals.boxes, proposals.grid, positives, targets, whole),
     }
     detection = torch.stack(list(terms.values())).sum()
-    terms |= _mask_losses(proposals, positives, targets, network, len(labels), whole)
+    # Section 9.3 has no masks and section 4.1 does not say how they are learnt: as MoSIS learns them from labels.
+    terms |= mask_losses(proposals, positives, targets, network, len(labels), whole)
     return {"total": detection + terms["mask"] + terms["dice"], "detection": detection, **terms}
 
 
@@ -57,8 +57,12 @@ def assign(grid: AnchorGrid, targets: Targets, size: tuple[int, int], images: in
         cell = row.clamp(0, rows - 1) * columns + column.clamp(0, columns - 1)
         wanted.append(offset + cell * len(anchors) + best)
         offset += rows * columns * len(anchors)
-    label = torch.arange(len(sides), device=sides.device).repeat(len(wanted))
-    return _earliest(targets.image, torch.cat(wanted), label, images, offset)
+    # By image, as random numbers are given out by order.
+    label = torch.arange(len(sides), device=sides.device).repeat_interleave(len(wanted))
+    image, proposal = targets.image[label], torch.stack(wanted, dim=1).flatten()
+    slot = image * offset + proposal
+    owner = torch.full((images * offset,), len(sides), device=sides.device).scatter_reduce(0, slot, label, "amin")
+    return Positives(image, proposal, label, owner[slot] == label)
 
 
 def shape_iou(sizes: Tensor, anchors: Tensor) -> Tensor:
@@ -71,8 +75,7 @@ def no_objectness_loss(logits: Tensor, positives: Positives, whole: WholeBatch =
     """Loss 1: BCE of every negative's objectness logit against 0, logits (B, A). The text names no kind; this is
     YOLOv3's.
     """
-    negative = torch.ones_like(logits)
-    negative[positives.image, positives.proposal] = 0
+    negative = at_places(positives, torch.zeros_like(positives.label), logits, 1.0)
     return (F.softplus(logits) * negative).sum() / whole.divisor(negative.sum())
 
 
@@ -82,7 +85,7 @@ def objectness_loss(
     """Loss 2: squared error of the positives' objectness against the IoU of their own box with the true one."""
     at = (positives.image, positives.proposal)
     goal = paired_iou(boxes[at].detach(), targets.boxes[positives.label])
-    return _mean((logits[at].sigmoid() - goal).square(), whole)
+    return weighted_mean((logits[at].sigmoid() - goal).square(), positives.chosen.to(logits), whole)
 
 
 def box_loss(
@@ -91,7 +94,7 @@ def box_loss(
     """Loss 3: squared errors of t_x, t_y, t_w, t_h of the positives, summed over the four, mean over positives."""
     found = box_parameters(boxes[positives.image, positives.proposal], grid, positives.proposal)
     goal = box_parameters(targets.boxes[positives.label], grid, positives.proposal)
-    return _mean((found - goal).square().sum(1), whole)
+    return weighted_mean((found - goal).square().sum(1), positives.chosen.to(boxes), whole)
 
 
 def box_parameters(boxes: Tensor, grid: AnchorGrid, proposal: Tensor) -> Tensor:
@@ -103,39 +106,3 @@ def box_parameters(boxes: Tensor, grid: AnchorGrid, proposal: Tensor) -> Tensor:
     centres, sides = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]).clamp(min=1e-2)
     offsets = (centres - grid.centres[proposal]) / grid.strides[proposal][:, None] + 0.5
     return torch.cat((offsets, (sides / grid.sizes[proposal]).log()), dim=1)
-
-
-def paired_iou(boxes_a: Tensor, boxes_b: Tensor) -> Tensor:
-    """IoU of each box with its partner: (P, 4), (P, 4) -> (P,)."""
-    return pairwise_iou(boxes_a[:, None], boxes_b[:, None])[:, 0, 0]
-
-
-def _mask_losses(
-    proposals: Proposals,
-    positives: Positives,
-    targets: Targets,
-    network: AppearanceNetwork,
-    images: int,
-    whole: WholeBatch,
-) -> dict[str, Tensor]:
-    """Section 9.3 has no masks and section 4.1 does not say how they are learnt: as MoSIS learns them from labels."""
-    boxes = choose_boxes(proposals.boxes.detach(), positives, targets, images, whole)
-    regions = network.regions(boxes.boxes)
-    counts = torch.bincount(boxes.image, minlength=images).tolist()
-    logits = network.mask_logits(proposals.mask_features, regions.split(counts))
-    covered = crop_masks(targets.masks, boxes.label, regions, network.region_side)
-    weights = targets.weights[boxes.label]
-    return {"mask": mask_loss(logits, covered, weights, whole), "dice": dice_loss(logits, covered, weights, whole)}
-
-
-def _earliest(image: Tensor, proposal: Tensor, label: Tensor, images: int, proposals: int) -> Positives:
-    """One positive for each place that is wanted; image (N,) of each label, proposal and label (M,)."""
-    owner = torch.full((images * proposals,), len(image), device=image.device)
-    owner.scatter_reduce_(0, image[label] * proposals + proposal, label, "amin")
-    slot = torch.nonzero(owner < len(image))[:, 0]
-    return Positives(slot // proposals, slot % proposals, owner[slot])
-
-
-def _mean(losses: Tensor, whole: WholeBatch) -> Tensor:
-    """Mean of (P,); 0, still in the graph, where there is nothing."""
-    return losses.sum() / whole.divisor(len(losses))

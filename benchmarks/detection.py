@@ -11,6 +11,7 @@ Runs with torch, torchvision, numpy, cv2 and pycocotools.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 from dataclasses import dataclass
 from statistics import mean
@@ -21,13 +22,13 @@ import torch
 from benchmarks.data import generator_settings
 from benchmarks.harness import Report, Row, Setting, add_options, describe_plan, format_table, peak_mib, start
 from benchmarks.scores import CUT, predict, score
-from benchmarks.training import build_model, choose_device
+from benchmarks.training import build_model
 from models.common.boxes import pairwise_iou
 from models.common.instances import Instances
 from models.interface import Segmenter
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
-from tasks.precision import autocast_dtype
+from tasks.precision import autocast_dtype, choose_device
 from tasks.sources.synthetic import generate_video
 from tasks.training.loop import Hooks, Recipe, fit
 from tasks.training.optimise import Optimisation
@@ -81,9 +82,9 @@ def train_row(plan: Plan, setting: Setting) -> Row:
     store, truth = open_square(plan.seed, plan.frames)
     torch.manual_seed(plan.seed)
     model = build_model("yolo_supervised", {"preset": plan.preset, "loss": "thesis"}, store.size)
-    epoch = max(1, round(plan.frames / _BATCH))
+    epoch = plan.frames / _BATCH
     rates = Optimisation(
-        plan.epochs * epoch, _LEARNING_RATE, optimizer="adam", weight_decay=0.0, schedule="constant",
+        max(1, round(plan.epochs * epoch)), _LEARNING_RATE, optimizer="adam", weight_decay=0.0, schedule="constant",
         warmup_iterations=0, clip_grad_norm=None,
     )  # fmt: skip
     recipe = Recipe(rates, _BATCH, seed=plan.seed, augment=False, validate_every=_NEVER)
@@ -118,13 +119,13 @@ def open_square(seed: int, frames: int) -> tuple[FrameStore, LabelStore]:
     return store, store.truth
 
 
-def mean_by_epoch(logged: list[tuple[int, float]], epoch: int) -> dict[str, float]:
+def mean_by_epoch(logged: list[tuple[int, float]], epoch: float) -> dict[str, float]:
     """{epoch from 1: mean of what was logged in it}. logged: (iteration from 1, mean loss since the one before); epoch:
-    iterations. What spans two epochs counts for the one that it ends in.
+    iterations, not always a whole number. What spans two epochs counts for the one that it ends in.
     """
     parts: dict[int, list[float]] = {}
     for iteration, value in logged:
-        parts.setdefault((iteration - 1) // epoch + 1, []).append(value)
+        parts.setdefault(math.ceil(iteration / epoch), []).append(value)
     return {str(number): round(mean(values), 5) for number, values in parts.items()}
 
 

@@ -28,7 +28,7 @@ from benchmarks.composites import SEQUENCES, SIZE, composite_clips, read_sequenc
 from benchmarks.data import Dataset, Video
 from benchmarks.harness import ROOT, Report, Row, Setting, add_options, cache_folder, format_table, peak_mib, start
 from benchmarks.scores import CUT, FLOOR, iou_table, predict, score
-from benchmarks.training import INFERENCE, Plan, build_model, choose_device, describe_training, fit_minutes, make_recipe
+from benchmarks.training import INFERENCE, Plan, build_model, describe_training, fit_minutes, make_recipe
 from models.common.instances import Instances
 from models.interface import Segmenter
 from models.motion_labels.config import MotionLabelsConfig
@@ -38,7 +38,7 @@ from tasks.files import atomic_folder, read_json, sha256_tree, write_json
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore, LabelWriter
 from tasks.pool import map_unordered
-from tasks.precision import autocast_dtype
+from tasks.precision import autocast_dtype, choose_device
 from tasks.process import count_cores
 from tasks.training.loop import fit
 

@@ -28,7 +28,7 @@ _THESIS_OPTIMISATION = {
 AS_WRITTEN = {
     "objective": "literal", "objectness_target": "literal", "warp_direction": "literal", "error_scale": "literal",
 }  # fmt: skip
-"""Eq. 8 and 13-15 to the letter; inference (section 3.8) is the thesis' by default."""
+"""Eq. 9, 10 and 13-15 to the letter; inference (section 3.8) is the thesis' by default."""
 _AMD_SETTINGS = {"photometric": "ssim", "readout": "flow", "dense_weight": 1.0}
 """What makes AMD learn within minutes, by models/amd/README.md; its optimiser, too, is the one chosen there."""
 _AMD_OPTIMISATION = {
@@ -42,7 +42,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "mosis literal": {"settings": AS_WRITTEN, "recipe": _THESIS_OPTIMISATION},
     "amd": {"method": "amd", "settings": _AMD_SETTINGS, "recipe": _AMD_OPTIMISATION},
     "mosis literal, faults mended": {"settings": {"objective": "literal", **INFERENCE}},
-    "amd as written": {"method": "amd", "settings": {}, "recipe": _THESIS_OPTIMISATION},
+    "amd as written": {
+        "method": "amd",
+        "settings": {"motion_stride": 1, "warp_direction": "literal"},
+        "recipe": _THESIS_OPTIMISATION,
+    },
 }
 """What is particular to each row. *mosis literal* keeps the thesis' inference and optimiser."""
 _ON_DEMAND = ("mosis literal, faults mended", "amd as written")

@@ -33,7 +33,7 @@ from models.interface import Batch
 from models.mosis.config import MosisConfig, Preset
 from models.mosis.model import Mosis
 from tasks.frames import FrameStore
-from tasks.precision import autocast_dtype
+from tasks.precision import autocast_dtype, choose_device
 from tasks.sources.synthetic import generate_video
 from tasks.training.batches import labelled_samples, make_batch, pair_samples, torch_seed
 from tasks.training.loop import numerics, train_step
@@ -106,11 +106,6 @@ def measure(plan: Plan, setting: Setting) -> Row:
         "speedup_vs_naive": _ratio(seconds["naive"], seconds["step"]),
         "share_of_conv_limit": _ratio(seconds["convs"], seconds["step"]),
     }
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes a GPU where there is one."""
-    return torch.device(("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name)
 
 
 def build_variants(plan: Plan, device: torch.device) -> dict[str, tuple[Callable[[], object], int]]:

@@ -23,7 +23,7 @@ from tasks.errors import ParamsError
 from tasks.files import atomic_path
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
-from tasks.precision import autocast_dtype
+from tasks.precision import autocast_dtype, choose_device
 from tasks.training.loop import Fitted, Hooks, Recipe, fit
 from tasks.training.optimise import Optimisation
 from tasks.training.own_labels import check_any, collect_labels, infer_labels, round_samples, take
@@ -128,8 +128,8 @@ def open_warm(plan: Plan, setting: Setting) -> dict[str, Tensor]:
         plan, method="mosis", settings=settings, labels="motion", recipe={}, iterations=plan.warm, minutes=None
     )
     known = {name: getattr(start, name) for name in ("settings", "labeller", "iterations", "seed")}
-    sources = digest_folders("models", "tasks/training", "tasks/sources/synthetic")
-    path = setting.cache / f"warm-{digest({**known, 'data': asdict(plan.data)}, sources)}.pt"
+    known |= {"data": asdict(plan.data), "device": choose_device(setting.device).type}
+    path = setting.cache / f"warm-{digest(known, digest_folders('models', 'tasks', 'benchmarks'))}.pt"
     if not path.is_file():
         video = open_video(plan.data, setting.cache)
         labels, _ = choose_labels(start, setting)
@@ -338,9 +338,3 @@ def time_inference(model: Segmenter, store: FrameStore, device: torch.device) ->
             sample = LabelStore.from_items(store.size, infer(some))
             seconds += (clock() - started) / len(some) * sum(map(len, of))
     return check_any(sample), seconds
-
-
-def choose_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)

@@ -22,7 +22,8 @@ from tasks.clip_labels import thresholds
 from tasks.errors import DataError
 from tasks.files import sha256_file, storage_errors
 from tasks.params import ExportParams
-from tasks.predict import Predictor, by_size, choose_device, read_resolved
+from tasks.precision import choose_device
+from tasks.predict import Predictor, by_size, read_resolved
 from tasks.tracking import ModelVersion
 
 if TYPE_CHECKING:

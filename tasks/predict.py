@@ -21,8 +21,8 @@ from models.common.instances import Instances
 from models.interface import Segmenter
 from tasks import params as parameters
 from tasks.clips import ClipReader
-from tasks.errors import DataError, MosisError, ParamsError
-from tasks.precision import autocast_dtype
+from tasks.errors import DataError, MosisError
+from tasks.precision import autocast_dtype, choose_device
 from tasks.prefetch import prefetch
 
 FORMAT = 1
@@ -135,13 +135,6 @@ def shared_cores() -> Iterator[None]:
 
 def _frames_at_once(batch_size: int, pixels: int) -> int:
     return max(1, min(batch_size, PIXELS_AT_ONCE // pixels))
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes a GPU where there is one. Raises ParamsError where cuda is asked for and absent."""
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ParamsError("device: cuda is asked for and this machine has none: use auto or cpu")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def read_resolved(path: Path) -> tuple[parameters.Params, tuple[int, int]]:

@@ -29,8 +29,8 @@ from tasks.files import atomic_folder, atomic_path, read_json, sha256_tree, writ
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.params import STAGES, Params, TrainParams
-from tasks.precision import autocast_dtype
-from tasks.predict import FORMAT, choose_device
+from tasks.precision import autocast_dtype, choose_device
+from tasks.predict import FORMAT
 from tasks.progress import Progress
 from tasks.tracking import Tracker
 from tasks.training import validation

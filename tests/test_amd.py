@@ -161,6 +161,7 @@ def test_l1_by_hand() -> None:
     losses = build(photometric="l1").loss(Batch(grey, grey + 0.3, torch.zeros(1)))
     assert losses["photo"].item() == pytest.approx(0.3, abs=1e-5)
     assert losses["total"].item() == pytest.approx(0.3, abs=1e-5)
+    assert losses["dense"].item() == 0  # neither computed nor learnt where it does not count
     weighted = build(photometric="l1", dense_weight=0.5).loss(Batch(grey, grey + 0.3, torch.zeros(1)))
     assert weighted["total"].item() == pytest.approx(0.45, abs=1e-5)
 

@@ -14,6 +14,7 @@ from models.common.instances import Instances
 def test_losses_by_epoch():
     assert mean_by_epoch([(2, 4.0), (4, 2.0), (6, 1.0), (8, 0.5)], 4) == {"1": 3.0, "2": 0.75}
     assert mean_by_epoch([(3, 4.0), (5, 1.0)], 4) == {"1": 4.0, "2": 1.0}
+    assert mean_by_epoch([(2, 4.0), (3, 2.0), (5, 1.0)], 2.5) == {"1": 4.0, "2": 1.5}
     assert mean_by_epoch([], 4) == {}
 
 

@@ -118,6 +118,14 @@ def test_boxes_end_at_the_border_and_those_outside_or_without_area_vanish(monkey
     assert found.boxes.tolist() == [[0.0, 40.0, 20.0, 64.0]]
 
 
+def test_two_objects_that_the_border_cuts_alike_stay_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    one, other = [-26.0, 10.0, 14.0, 40.0], [0.0, 10.0, 14.0, 44.0]  # IoU .26, and .88 once they are cut
+    for box_from_mask, kept in ((False, 2), (True, 1)):
+        model = build(nms_iou=0.5, box_from_mask=box_from_mask)
+        fake(model, monkeypatch, [[(one, 0.9), (other, 0.8)]])
+        assert len(model.predict(torch.rand(1, 3, *SIZE))[0]) == kept
+
+
 def test_score_with_mask_multiplies_by_certainty(monkeypatch: pytest.MonkeyPatch) -> None:
     masks = torch.zeros(3, 2, 2)
     masks[0] = torch.tensor([[0.9, 0.7], [0.2, 0.0]])

@@ -25,6 +25,22 @@ CONFIG = MotionLabelsConfig(settle_outlines=False)
 own, and one below."""
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"gaps": ()}, "gaps"),
+        ({"gaps": (0, 2)}, "gaps"),
+        ({"window": -1}, "window must not be negative"),
+        ({"photometric_cap": 0.0}, "photometric_cap must be above 0"),
+        ({"max_area": 1.5}, "max_area"),
+        ({"smoothness": float("nan")}, "smoothness"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(changes: dict, told: str) -> None:
+    with pytest.raises(ValueError, match=told):
+        MotionLabelsConfig(**changes)
+
+
 def textured(height: int, width: int, seed: int) -> np.ndarray:
     """(height, width, 3) uint8: smooth noise with full contrast."""
     noise = np.random.default_rng(seed).random((height, width, 3)).astype(np.float32)

@@ -83,6 +83,12 @@ def test_squared_error_is_the_mean_over_components_of_known_pixels() -> None:
     assert error == pytest.approx((9 + 16) / 2)
 
 
+@pytest.mark.parametrize("size", [(16, 24), (64, 64)])
+def test_no_pairs_have_no_flow(size: tuple[int, int]) -> None:
+    nothing = torch.zeros(0, 3, *size)
+    assert OPTICAL_FLOW["pwc_lite"](PwcLiteConfig()).estimate(nothing, nothing).shape == (0, 2, *size)
+
+
 def test_robust_error_counts_an_outlier_less() -> None:
     small = robust_error(field([[0.5]], [[0.25]]), field([[0]], [[0]]))
     assert float(small) == pytest.approx((0.75 + 0.01) ** 0.4)

@@ -21,7 +21,8 @@ from models.interface import Segmenter
 from tasks import params as parameters
 from tasks.clips import ClipReader
 from tasks.errors import DataError, ParamsError
-from tasks.predict import Predictor, choose_device, predict_frames, shared_cores
+from tasks.precision import choose_device
+from tasks.predict import Predictor, predict_frames, shared_cores
 from tasks.pyfunc_model import Snapshot
 
 SIZE = (64, 96)

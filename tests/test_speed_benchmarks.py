@@ -6,7 +6,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import get_args
 
 import cv2
 import numpy as np
@@ -131,7 +130,10 @@ def test_curves_are_drawn_where_they_belong(tmp_path: Path) -> None:
     assert not (tmp_path / "b.png").exists()
 
 
-def test_every_objective_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    for objective in get_args(Objective):
+def test_objectives_whose_rounds_need_a_known_length_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for objective in ("literal", "motion_labels"):
         monkeypatch.setattr(sys, "argv", ["thesis_recipe", "--objective", objective])
         assert thesis_recipe.parse_options().objective == objective
+    monkeypatch.setattr(sys, "argv", ["thesis_recipe", "--objective", "em"])
+    with pytest.raises(SystemExit):
+        thesis_recipe.parse_options()

@@ -19,7 +19,7 @@ class AmdConfig:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     preset: Preset = "small"
-    """resnet50: the thesis' backbone (about 26 M parameters with its neck). small: about 1 M, for CPUs."""
+    """resnet50: the thesis' backbone (about 24 M parameters with its neck). small: about 1 M, for CPUs."""
     channels: int = 5
     """Mask channels, C: every pixel is shared among them."""
     photometric: Photometric = "l1"

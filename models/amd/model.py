@@ -52,7 +52,7 @@ class Amd(Segmenter):
         return read
 
     def loss(self, batch: Batch) -> dict[str, Tensor]:
-        """Photometric loss of the rebuilt frame: scalars "total" and "photo", and the masks' mean "largest_share".
+        """Photometric loss of the rebuilt frame: scalars "total", "photo", "dense" and the masks' mean "largest_share".
 
         Reads frame_a and frame_b. In training mode the record of the channels learns, too.
         """
@@ -62,14 +62,18 @@ class Amd(Segmenter):
             motions = self.motions(masks, features.float())
             flow_uv = segment_flow(masks, motions)
             photo = self._compare(batch.frame_a, batch.frame_b, flow_uv)
-            stride = self.config.motion_stride
-            small = F.avg_pool2d(batch.frame_a, stride), F.avg_pool2d(batch.frame_b, stride)
-            dense = self._compare(*small, features[:, -2:].float())
+            dense = self._dense(batch, features) if self.config.dense_weight else torch.zeros_like(photo)
         if self.training:
             self.record.update(masks.detach(), motions.detach(), batch.whole)
         share = masks.detach().mean((2, 3)).amax(1).mean()
         total = photo + self.config.dense_weight * dense
         return {"total": total, "photo": photo, "dense": dense, "largest_share": share}
+
+    def _dense(self, batch: Batch, features: Tensor) -> Tensor:
+        """The same loss under the motion network's own flow estimate at every pixel that it sees."""
+        stride = self.config.motion_stride
+        small = F.avg_pool2d(batch.frame_a, stride), F.avg_pool2d(batch.frame_b, stride)
+        return self._compare(*small, features[:, -2:].float())
 
     def _compare(self, frame_a: Tensor, frame_b: Tensor, flow_uv: Tensor) -> Tensor:
         rebuilt, goal = reconstruct(frame_a, frame_b, flow_uv, direction=self.config.warp_direction)

@@ -36,12 +36,6 @@ def absolute_error(image_a: Tensor, image_b: Tensor) -> Tensor:
     return (_as_float(image_a) - _as_float(image_b)).abs().mean(1)
 
 
-def charbonnier(image_a: Tensor, image_b: Tensor, *, epsilon: float = 1e-3) -> Tensor:
-    """L1 made smooth at zero, sqrt(d^2 + epsilon^2), averaged over channels: (B, C, H, W) -> (B, H, W)."""
-    difference = _as_float(image_a) - _as_float(image_b)
-    return (difference * difference + epsilon * epsilon).sqrt().mean(1)
-
-
 def _as_float(image: Tensor) -> Tensor:
     return image.to(torch.promote_types(image.dtype, torch.float32))
 

@@ -1,4 +1,6 @@
-"""Settings of MoSIS. Defaults are the thesis' (sections 3 and 4); `preset` chooses the network's size."""
+"""Settings of MoSIS. By default inference is the thesis' (section 3.8), the objective the one that learns best, and the
+options of the literal one are the readings that say what the text means; `preset` chooses the network's size.
+"""
 
 from __future__ import annotations
 

@@ -130,7 +130,9 @@ class Mosis(Segmenter):
         full = paste_binary(masks, self.appearance.regions(boxes), size, self.config.mask_threshold)
         boxes = mask_extents(full) if self.config.box_from_mask else clip_boxes(boxes, size)
         found = Instances(boxes, scores, full)[(scores >= threshold) & full.flatten(1).any(1)]
-        # Again, because boxes that differed may hold the same mask; without box_from_mask this only sorts.
+        if not self.config.box_from_mask:
+            return found[torch.argsort(found.scores, descending=True, stable=True)]
+        # Again, because boxes that differed may hold the same mask.
         return found[nms(found.boxes, found.scores, self.config.nms_iou)]
 
     def _label_loss(self, batch: Batch) -> dict[str, Tensor]:

@@ -38,3 +38,15 @@ class MotionLabelsConfig:
     """Most frames that an object is carried on, with falling confidence, beyond where its motion shows it."""
     settle_outlines: bool = True
     """Move outlines by up to two pixels to where the colours beside them change."""
+
+    def __post_init__(self) -> None:
+        if not self.gaps or min(self.gaps) < 1:
+            raise ValueError(f"gaps must be one frame or more, and at least one of them, not {list(self.gaps)}")
+        numbers = ("min_area", "window", "min_track", "carry", "min_speed", "clear_motion", "smoothness", "appearance")
+        for name in numbers:
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
+        if not self.photometric_cap > 0:
+            raise ValueError(f"photometric_cap must be above 0, not {self.photometric_cap}")
+        if not 0 < self.max_area <= 1:
+            raise ValueError(f"max_area must lie in (0, 1], not {self.max_area}")

@@ -15,6 +15,8 @@ def estimate_resized(
 
     frames_a, frames_b: (B, 3, H, W). Returns flow_uv (B, 2, H, W) in pixels of the frames as given.
     """
+    if not len(frames_a):
+        return frames_a.new_zeros(0, 2, *frames_a.shape[-2:])
     size = height, width = frames_a.shape[-2], frames_a.shape[-1]
     rows, columns = (max(least, -(-side // multiple) * multiple) for side in size)
     if (rows, columns) == size:

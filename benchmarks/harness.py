@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -84,7 +85,14 @@ def cache_folder(options: argparse.Namespace) -> Iterator[Path]:
 
 
 def start(main: Callable[[], None]) -> None:
-    """Run a benchmark; what its user can mend is one line."""
+    """Run a benchmark; what its user can mend is one line.
+
+    main: of a module that runs as `python -m benchmarks.NAME`. It is called as that module's, not as __main__'s: what
+    goes to other processes is found there by its module's name.
+    """
+    spec = sys.modules["__main__"].__spec__
+    if main.__module__ == "__main__" and spec is not None:
+        main = importlib.import_module(spec.name).main
     try:
         main()
     except MosisError as error:

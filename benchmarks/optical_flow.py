@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data import generator_settings
-from benchmarks.harness import Report, Row, Setting, add_options, cache_folder, format_table, peak_mib
+from benchmarks.harness import Report, Row, Setting, add_options, cache_folder, format_table, peak_mib, start
 from models import OPTICAL_FLOW
 from models.common.images import to_tensor
 from models.common.instances import Instances
@@ -189,8 +189,8 @@ def score(model: OpticalFlowEstimator, store: FrameStore, data: Data) -> Row:
     assert store.optical_flow is not None
     rows = store.pairs(data.scored).row_a[:: data.step]
     errors, squares, objects, hidden, seconds = [], [], [], [], 0.0
-    for start in range(0, len(rows), _BATCH):
-        part = rows[start : start + _BATCH]
+    for first in range(0, len(rows), _BATCH):
+        part = rows[first : first + _BATCH]
         frame_a, frame_b = to_tensor(store.gather(part)), to_tensor(store.gather(part + 1))
         started = time.process_time()
         with torch.no_grad():
@@ -243,4 +243,4 @@ def _mean(values: Tensor) -> float | None:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

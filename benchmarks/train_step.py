@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from benchmarks.generator import generator_settings
-from benchmarks.harness import Report, Row, Setting, add_options, cache_folder, describe_plan, format_table
+from benchmarks.harness import Report, Row, Setting, add_options, cache_folder, describe_plan, format_table, start
 from benchmarks.naive import labels as naive_labels
 from benchmarks.naive import photometric as naive_photometric
 from models.common.instances import Instances
@@ -238,4 +238,4 @@ def _ratio(above: list[float], below: list[float]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    start(main)

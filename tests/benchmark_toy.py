@@ -1,24 +1,25 @@
-"""A benchmark of rows that compute nothing, fail, or kill: `python tests/benchmark_toy.py ACTION ... [options]`."""
+"""A benchmark of rows that compute nothing, fail, or kill: `python -m tests.benchmark_toy ACTION ... [options]`."""
 
 from __future__ import annotations
 
 import argparse
 import os
 import signal
-import sys
 from dataclasses import dataclass
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import harness
 from benchmarks.harness import Report, Row, Setting, add_options, cache_folder, format_table, start
+from tasks.pool import map_unordered
 
 
 @dataclass(frozen=True)
 class ToyPlan:
     row: str
     action: str
+
+
+def square(number: int) -> int:
+    return number * number
 
 
 def toy_row(plan: ToyPlan, setting: Setting) -> Row:
@@ -34,6 +35,8 @@ def toy_row(plan: ToyPlan, setting: Setting) -> Row:
         signal.pause()
     if plan.action == "change":
         (setting.cache / "changed").write_text("while it runs")
+    if plan.action == "spread":
+        return {"squares": sorted(one.get() for one in map_unordered(square, [1, 2, 3], 2, "squares"))}
     return {"pid": os.getpid(), "threads": setting.threads, "jobs": setting.jobs}
 
 

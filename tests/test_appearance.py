@@ -46,6 +46,14 @@ def test_1008_proposals_at_128(small: AppearanceNetwork) -> None:
     assert proposals.mask_features.shape[2:] == (32, 32)
 
 
+def test_a_size_first_seen_in_use_can_be_learnt_from() -> None:
+    network, images = AppearanceNetwork(NETWORKS["small"]), torch.rand(1, 3, 160, 32)
+    with torch.inference_mode():
+        network(images)
+    network(images).boxes.sum().backward()
+    assert network.heads[0].output.weight.grad.abs().sum() > 0
+
+
 def test_sides_that_differ_keep_x_and_y_apart(small: AppearanceNetwork) -> None:
     with torch.no_grad():
         proposals = small(torch.rand(1, 3, 64, 96))

@@ -46,10 +46,10 @@ TINY: dict[str, Any] = {"frames": 6, "height": 64, "width": 64}
 
 
 def run_toy(folder: Path, *arguments: str, sources: str = "none") -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tests" / "benchmark_toy.py"), "--output", str(folder / "toy.json")]
+    command = [sys.executable, "-m", "tests.benchmark_toy", "--output", str(folder / "toy.json")]
     return subprocess.run(
         [*command, "--cache", str(folder), *arguments], capture_output=True, text=True, check=False, timeout=120,
-        env={**os.environ, "TOY_SOURCES": sources},
+        cwd=ROOT, env={**os.environ, "TOY_SOURCES": sources},
     )  # fmt: skip
 
 
@@ -75,6 +75,12 @@ def test_each_row_has_a_process_and_one_that_fails_costs_no_other(tmp_path):
     calls = (tmp_path / "calls").read_text().split()
     assert sorted(calls[1::2]) == ["die", "die", "refuse", "refuse", "work", "work"]
     assert read_rows(tmp_path)["0 work"] == rows["0 work"]
+
+
+def test_a_row_may_spread_its_own_work_over_processes(tmp_path):
+    done = run_toy(tmp_path, "spread")
+    assert done.returncode == 0, done.stderr
+    assert read_rows(tmp_path)["0 spread"]["squares"] == [1, 4, 9]
 
 
 def test_a_killed_benchmark_keeps_its_rows_and_goes_on(tmp_path):

@@ -69,6 +69,14 @@ def test_a_label_is_learnt_by_the_anchors_of_its_size_at_its_place() -> None:
     assert overlap[0, wider.proposal].sum() >= overlap[0, chosen.proposal].sum()
 
 
+def test_fewer_learn_a_label_where_fewer_can_reach_it() -> None:
+    boxes = anchors_as_boxes()
+    targets = gather_targets([rectangles((22, 18, 50, 54))], boxes)  # its centre (36, 36) is in one cell of each scale
+    chosen = assigned(boxes, targets, centre_reach=0.0)
+    assert len(chosen.proposal) == 9
+    assert sorted(set(anchor_grid(SIZE).strides[chosen.proposal].tolist())) == [8.0, 16.0, 32.0]
+
+
 def test_a_proposal_wanted_twice_learns_the_label_that_it_fits_better() -> None:
     boxes = anchors_as_boxes()
     targets = gather_targets([rectangles((26, 22, 54, 58), (27, 23, 53, 57))], boxes)

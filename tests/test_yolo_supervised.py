@@ -104,6 +104,15 @@ def test_the_earlier_of_two_boxes_has_a_place_that_both_want() -> None:
     assert apart.image.tolist() == apart.label.tolist()
 
 
+def test_each_of_two_boxes_is_learnt_in_its_own_cells() -> None:
+    both = (30.0, 10.0, 50.0, 38.0), (2.0, 2.0, 14.0, 20.0)
+    found = assign(GRID, targets(*both), SIZE, 1)
+    assert found.chosen.all()
+    for label, box in enumerate(both):
+        alone = assign(GRID, targets(box), SIZE, 1)
+        assert found.proposal[found.label == label].tolist() == alone.proposal.tolist()
+
+
 def test_a_centre_on_the_far_border_stays_in_the_last_cell() -> None:
     found = assign(GRID, targets((44.0, 44.0, 84.0, 84.0)), SIZE, 1)  # its centre is (64, 64)
     assert found.proposal.tolist()[0] // 3 == 3

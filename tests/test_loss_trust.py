@@ -24,13 +24,7 @@ GRADIENT_TOLERANCE = 0.9
 """Least cosine of the whole gradient in bfloat16 with that in float32, of random weights and two images, whose batch
 statistics at stride 32 are taken over eight numbers."""
 
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> object:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

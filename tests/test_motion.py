@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
@@ -17,15 +15,6 @@ from models.mosis.motion import SegmentMotion
 def network() -> MotionNetwork:
     torch.manual_seed(0)
     return MotionNetwork(search_range=2, widths=(8, 8, 12), channels=10)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Tensors this small are faster without threads, and far faster where other processes use the cores."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

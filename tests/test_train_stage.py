@@ -34,7 +34,6 @@ from tests.registered_toy import write_outputs
 ROOT = Path(__file__).parents[1]
 CPU = torch.device("cpu")
 
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 

@@ -14,7 +14,7 @@ from dataclasses import fields
 from typing import Any
 
 from benchmarks.data import Dataset
-from benchmarks.harness import Report, add_options, cache_folder, start
+from benchmarks.harness import Report, add_options, at_least, cache_folder, start
 from benchmarks.plans import run_plans
 from benchmarks.tables import format_rows, summarise
 from benchmarks.training import INFERENCE, Plan, check_settings, find_config
@@ -36,10 +36,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10])
-    parser.add_argument("--videos", type=int, default=24)
-    parser.add_argument("--frames", type=int, default=120)
-    parser.add_argument("--fresh", type=int, default=0, help="videos that belong to no split")
-    parser.add_argument("--iterations", type=int, default=500, help="of batch 16, for every row")
+    parser.add_argument("--videos", type=at_least(1), default=24)
+    parser.add_argument("--frames", type=at_least(2), default=120)
+    parser.add_argument("--fresh", type=at_least(0), default=0, help="videos that belong to no split")
+    parser.add_argument("--iterations", type=at_least(1), default=500, help="of batch 16, for every row")
     parser.add_argument("--rows", nargs="+", choices=list(GROUPS), default=list(GROUPS), help="groups of rows")
     options = parser.parse_args()
     report = Report("ablations", options)

@@ -30,6 +30,7 @@ from benchmarks.harness import (
     Row,
     Setting,
     add_options,
+    at_least,
     cache_folder,
     describe_plan,
     format_table,
@@ -78,8 +79,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--seed", type=int, default=10, help="of the generator and of the weights")
-    parser.add_argument("--videos", type=int, default=24, help="of the rows that learn from many")
-    parser.add_argument("--iterations", type=int, default=250, help="of batch 8; the results say how long they took")
+    parser.add_argument("--videos", type=at_least(1), default=24, help="of the rows that learn from many")
+    parser.add_argument(
+        "--iterations", type=at_least(1), default=250, help="of batch 8; the results say how long they took"
+    )
     parser.add_argument("--preset", default="small", help="small, or the thesis' resnet50")
     parser.add_argument("--rows", nargs="+", help="names of rows to run; default: all")
     options = parser.parse_args()

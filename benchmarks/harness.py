@@ -18,6 +18,7 @@ import contextlib
 import hashlib
 import importlib
 import json
+import math
 import multiprocessing
 import os
 import platform
@@ -33,7 +34,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from tasks.errors import DataError, MosisError
+from tasks.errors import DataError, MosisError, StorageError
 from tasks.files import read_json, write_json
 from tasks.process import count_cores, die_with_parent, pin_threads, sleep_when_idle, tune_allocator
 
@@ -61,8 +62,13 @@ class Setting:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Those of a benchmark whose rows run in processes of their own."""
     parser.add_argument("--cache", type=Path, help="keep generated video and labels here; default: a temporary folder")
-    parser.add_argument("--jobs", type=int, default=1, help="rows at once, each with its share of the cores")
-    parser.add_argument("--device", default="auto", help="auto takes a GPU where there is one; cpu; cuda")
+    parser.add_argument("--jobs", type=at_least(1), default=1, help="rows at once, each with its share of the cores")
+    parser.add_argument(
+        "--device",
+        choices=("auto", "cpu", "cuda"),
+        default="auto",
+        help="auto takes a GPU where there is one; cpu; cuda",
+    )
     add_output_options(parser)
 
 
@@ -73,11 +79,34 @@ def add_output_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-save", action="store_true", help="print only")
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A type of argparse: whole numbers from `least` on."""
+
+    def count(text: str) -> int:
+        value = int(text)
+        if value < least:
+            raise argparse.ArgumentTypeError(f"{value} is below {least}")
+        return value
+
+    return count
+
+
+def above_zero(text: str) -> float:
+    """A type of argparse."""
+    value = float(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above 0")
+    return value
+
+
 @contextlib.contextmanager
 def cache_folder(options: argparse.Namespace) -> Iterator[Path]:
     """--cache, or a temporary folder that goes with the run."""
     if options.cache is not None:
-        options.cache.mkdir(parents=True, exist_ok=True)
+        try:
+            options.cache.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(f"{options.cache}: cannot be made ({error.strerror}): name another --cache") from None
         yield options.cache
         return
     with tempfile.TemporaryDirectory(prefix="mosis-benchmark-") as folder:
@@ -99,6 +128,18 @@ def start(main: Callable[[], None]) -> None:
         raise SystemExit(f"benchmark: {error}") from None
 
 
+def check_writable(path: Path) -> None:
+    """Raises StorageError in one line where a results file could not be written, before hours are spent on it."""
+    if path.is_dir():
+        raise StorageError(f"{path} is a folder: name a file under --output")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written ({error.strerror}): name another --output") from None
+
+
 class Report:
     """The results of one benchmark, written whole after every row.
 
@@ -113,6 +154,8 @@ class Report:
         self.rows: list[Row] = []
         self._order: dict[str, int] = {}
         self._path = None if options.no_save else (options.output or RESULTS / f"{name}.json")
+        if self._path is not None:
+            check_writable(self._path)
         self._head = {"name": name, **describe_run(), "options": _plain(vars(options), _NO_EFFECT)}
         if options.resume and self._path is not None and self._path.is_file():
             self.rows = self._read_rows(self._path)
@@ -163,13 +206,21 @@ class Report:
         self.save(**extra)
         print(table)
         print(json.dumps(self.document(), sort_keys=True), flush=True)
+        if self.rows and all("failed" in row for row in self.rows):
+            raise SystemExit(1)
 
     def _read_rows(self, path: Path) -> list[Row]:
-        found = read_json(path)
+        try:
+            found = read_json(path)
+        except DataError as error:
+            raise DataError(f"{error}: run without --resume, or name another --output") from None
         for key, name in (("sources", "other sources"), ("options", "other options"), ("machine", "another machine")):
             if not isinstance(found, dict) or found.get(key) != json.loads(json.dumps(self._head[key])):
                 raise DataError(f"{path} was written with {name}: run without --resume, or name another --output")
-        return [row for row in found["rows"] if "failed" not in row and not row.get("sources_changed")]
+        rows = found.get("rows")
+        if not isinstance(rows, list) or not all(isinstance(row, dict) and "row" in row for row in rows):
+            raise DataError(f"{path} holds no rows: run without --resume, or name another --output")
+        return [row for row in rows if "failed" not in row and not row.get("sources_changed")]
 
 
 def run_in_child(function: Callable[..., Row], plan: Any, setting: Setting) -> Row:

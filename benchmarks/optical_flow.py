@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.data import generator_settings
-from benchmarks.harness import Report, Row, Setting, add_options, cache_folder, format_table, peak_mib, start
+from benchmarks.harness import Report, Row, Setting, add_options, at_least, cache_folder, format_table, peak_mib, start
 from models import OPTICAL_FLOW
 from models.common.images import to_tensor
 from models.common.instances import Instances
@@ -82,14 +82,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--seed", type=int, default=10, help="of the generator and of training")
-    parser.add_argument("--videos", type=int, default=24)
-    parser.add_argument("--step", type=int, default=2, help="score every STEP-th pair of the test clips")
-    parser.add_argument("--batch", type=int, default=4)
-    parser.add_argument("--iterations", type=int, default=2000, help="of the supervised row")
+    parser.add_argument("--videos", type=at_least(1), default=24)
+    parser.add_argument("--step", type=at_least(1), default=2, help="score every STEP-th pair of the test clips")
+    parser.add_argument("--batch", type=at_least(1), default=4)
+    parser.add_argument("--iterations", type=at_least(1), default=2000, help="of the supervised row")
     parser.add_argument("--learning-rate", type=float, default=2e-3, help="of the supervised row")
-    parser.add_argument("--unsupervised-iterations", type=int, default=800)
+    parser.add_argument("--unsupervised-iterations", type=at_least(1), default=800)
     parser.add_argument("--unsupervised-learning-rate", type=float, default=2e-3)
-    parser.add_argument("--square-frames", type=int, default=100, help="of section 9.2's video")
+    parser.add_argument("--square-frames", type=at_least(2), default=100, help="of section 9.2's video")
     parser.add_argument("--raft-weights", default="", help="file with the state of torchvision's RAFT; no row without")
     parser.add_argument("--raft-size", choices=("small", "large"), default="small")
     options = parser.parse_args()

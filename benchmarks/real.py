@@ -26,7 +26,19 @@ import torch
 
 from benchmarks.composites import SEQUENCES, SIZE, composite_clips, read_sequence, read_video, shared_folder
 from benchmarks.data import Dataset, Video
-from benchmarks.harness import ROOT, Report, Row, Setting, add_options, cache_folder, format_table, peak_mib, start
+from benchmarks.harness import (
+    ROOT,
+    Report,
+    Row,
+    Setting,
+    above_zero,
+    add_options,
+    at_least,
+    cache_folder,
+    format_table,
+    peak_mib,
+    start,
+)
 from benchmarks.scores import CUT, FLOOR, iou_table, predict, score
 from benchmarks.training import INFERENCE, Plan, build_model, describe_training, fit_minutes, make_recipe
 from models.common.instances import Instances
@@ -87,14 +99,16 @@ class Footage:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("--minutes", type=float, default=10.0, help="of training, each row; processor time on a CPU")
-    parser.add_argument("--iterations", type=int, help="of training, each row, instead of --minutes")
+    parser.add_argument(
+        "--minutes", type=above_zero, default=10.0, help="of training, each row; processor time on a CPU"
+    )
+    parser.add_argument("--iterations", type=at_least(1), help="of training, each row, instead of --minutes")
     parser.add_argument("--rows", nargs="+", choices=list(KINDS), default=list(KINDS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[10], help="of composites and training")
-    parser.add_argument("--clips", type=int, default=24, help="composite clips to train on")
-    parser.add_argument("--test-clips", type=int, default=8, help="composite clips to test on")
-    parser.add_argument("--frames", type=int, default=40, help="of each composite clip")
-    parser.add_argument("--video-step", type=int, default=2, help="use every n-th frame of the videos")
+    parser.add_argument("--clips", type=at_least(1), default=24, help="composite clips to train on")
+    parser.add_argument("--test-clips", type=at_least(1), default=8, help="composite clips to test on")
+    parser.add_argument("--frames", type=at_least(2), default=40, help="of each composite clip")
+    parser.add_argument("--video-step", type=at_least(1), default=2, help="use every n-th frame of the videos")
     parser.add_argument(
         "--pictures", type=Path, help="write pictures of the videos into this folder, outside the repository"
     )

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from benchmarks.data import Dataset
-from benchmarks.harness import Report, add_options, cache_folder, start
+from benchmarks.harness import Report, above_zero, add_options, at_least, cache_folder, start
 from benchmarks.plans import run_plans
 from benchmarks.tables import format_rows, summarise
 from benchmarks.training import INFERENCE, Plan
@@ -58,16 +58,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     parser.add_argument("--seeds", type=int, nargs="+", default=[10, 11, 12])
-    parser.add_argument("--videos", type=int, default=24)
-    parser.add_argument("--frames", type=int, default=120)
-    parser.add_argument("--fresh", type=int, default=50, help="videos that belong to no split")
+    parser.add_argument("--videos", type=at_least(1), default=24)
+    parser.add_argument("--frames", type=at_least(2), default=120)
+    parser.add_argument("--fresh", type=at_least(0), default=50, help="videos that belong to no split")
     parser.add_argument("--preset", choices=list(_AMD_PRESETS), default="small", help="size of the networks")
     default = [kind for kind in KINDS if kind not in _ON_DEMAND]
     parser.add_argument("--rows", nargs="+", choices=list(KINDS), default=default, help="kinds of rows")
     parser.add_argument(
-        "--minutes-equivalent", type=int, default=2000, metavar="ITERATIONS", help="of the rows with labels"
+        "--minutes-equivalent", type=at_least(1), default=2000, metavar="ITERATIONS", help="of the rows with labels"
     )
-    parser.add_argument("--minutes", type=float, help="of training, for every row; on a CPU of processor time")
+    parser.add_argument("--minutes", type=above_zero, help="of training, for every row; on a CPU of processor time")
     options = parser.parse_args()
     report = Report("thesis", options)
     with cache_folder(options) as cache:

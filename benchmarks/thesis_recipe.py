@@ -31,7 +31,9 @@ from benchmarks.harness import (
     Report,
     Row,
     Setting,
+    above_zero,
     add_options,
+    at_least,
     cache_folder,
     describe_plan,
     format_table,
@@ -130,19 +132,19 @@ def main() -> None:
 
 def parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=1_000_000)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--pairs", type=at_least(1), default=1_000_000)
+    parser.add_argument("--minutes", type=above_zero, default=10.0)
     parser.add_argument("--objective", choices=("literal", "motion_labels"), default="literal")
     parser.add_argument("--preset", choices=get_args(Preset), default="yolov3")
     parser.add_argument("--as-written", action="store_true", help="the literal objective with the text's faults")
     parser.add_argument("--twin", action="store_true", help="learn from true masks, the objective's labels aside")
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-size", type=at_least(1), default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--precision", choices=("auto", "float32", "bfloat16"), default="auto")
-    parser.add_argument("--points", type=int, default=10, help="scores along the way")
-    parser.add_argument("--images", type=int, default=96, help="of the test split, scored each time")
-    parser.add_argument("--videos", type=int, default=24)
-    parser.add_argument("--frames", type=int, default=120)
+    parser.add_argument("--points", type=at_least(1), default=10, help="scores along the way")
+    parser.add_argument("--images", type=at_least(1), default=96, help="of the test split, scored each time")
+    parser.add_argument("--videos", type=at_least(1), default=24)
+    parser.add_argument("--frames", type=at_least(2), default=120)
     parser.add_argument("--data-seed", type=int, default=10)
     parser.add_argument("--seed", type=int, default=0)
     add_options(parser)

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, TypeAdapter, ValidationError
 
 from models.amd.config import AmdConfig
-from models.mosis.config import MosisConfig
+from models.mosis.config import MosisConfig, Objective
 from models.motion_labels.config import MotionLabelsConfig
 from models.yolo_supervised.config import YoloSupervisedConfig
 from tasks.errors import ParamsError
@@ -159,6 +159,10 @@ class TrainParams:
     motion_labels: MotionLabelsConfig = field(default_factory=MotionLabelsConfig)
 
 
+METHODS = ("mosis", "yolo_supervised", "amd")
+"""What train.method may name: the keys of models.METHODS, which this module does without."""
+
+
 @dataclass(frozen=True)
 class EvaluateParams:
     """Weights + clips with truth -> COCO scores, curves and pictures."""
@@ -277,10 +281,16 @@ def _check_together(params: Params, name: str) -> None:
         raise ParamsError(f"{name}: ingest.synthetic.shapes: name at least one of {', '.join(typing.get_args(Shape))}")
     if params.pairs.train_share + params.pairs.val_share > 1:
         raise ParamsError(f"{name}: pairs.train_share + pairs.val_share is above 1: lower one of them")
-    methods = [f.name for f in dataclasses.fields(TrainParams) if dataclasses.is_dataclass(f.default_factory)]
-    if params.train.method not in methods:
-        hint = _nearest(params.train.method, methods)
+    if params.train.method not in METHODS:
+        hint = _nearest(params.train.method, [*METHODS])
+        if params.train.method in typing.get_args(Objective):
+            hint = f": it is an objective of mosis, train.mosis.objective: {params.train.method}"
         raise ParamsError(f"{name}: train.method: unknown method {params.train.method!r}{hint}")
+    learns_motion_labels = params.train.method == "mosis" and params.train.mosis.objective == "motion_labels"
+    if params.train.self_training and not learns_motion_labels:
+        raise ParamsError(
+            f"{name}: train.self_training: adds to motion labels, which this method does not learn from: set 0"
+        )
 
 
 def _explain(error: ValidationError) -> str:

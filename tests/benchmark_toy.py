@@ -48,7 +48,8 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+")
     options = parser.parse_args()
     changed = options.cache / "changed"
-    changed.unlink(missing_ok=True)
+    if changed.is_file():
+        changed.unlink()
     harness.digest_sources = lambda: (
         os.environ.get("TOY_SOURCES", "none") + str(changed.is_file() and not options.resume)
     )

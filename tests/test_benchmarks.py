@@ -19,7 +19,7 @@ import yaml
 
 from benchmarks import ablations, hard_synthetic, optical_flow, thesis
 from benchmarks.data import GENERATOR, Dataset, generator_settings, open_fresh, open_motion_labels, open_video
-from benchmarks.harness import ROOT, format_table, without_places
+from benchmarks.harness import ROOT, above_zero, at_least, format_table, without_places
 from benchmarks.plans import describe_work
 from benchmarks.scores import recall_by_motion, score
 from benchmarks.tables import format_rows, share, spread, summarise
@@ -81,6 +81,51 @@ def test_a_row_may_spread_its_own_work_over_processes(tmp_path):
     done = run_toy(tmp_path, "spread")
     assert done.returncode == 0, done.stderr
     assert read_rows(tmp_path)["0 spread"]["squares"] == [1, 4, 9]
+
+
+def test_where_every_row_fails_so_does_the_benchmark(tmp_path):
+    done = run_toy(tmp_path, "refuse", "refuse")
+    assert done.returncode == 1
+    assert read_rows(tmp_path)["1 refuse"]["failed"] == "ValueError: two lines"
+
+
+def test_where_nothing_can_be_written_nothing_is_run(tmp_path):
+    (tmp_path / "file").touch()
+    for output, told in (
+        (tmp_path, "is a folder: name a file"),
+        (tmp_path / "file" / "x.json", "name another --output"),
+    ):
+        done = run_toy(tmp_path, "work", "--output", str(output))
+        assert done.returncode == 1
+        assert told in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "calls").exists()
+    done = run_toy(tmp_path, "work", "--cache", str(tmp_path / "file" / "cache"), "--no-save")
+    assert "name another --cache" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("rows", ["absent", None, 3, [1], [{"kind": "x"}]])
+def test_a_results_file_without_rows_is_not_resumed(tmp_path, rows):
+    run_toy(tmp_path, "work")
+    document = json.loads((tmp_path / "toy.json").read_text())
+    document["rows"] = rows
+    if rows == "absent":
+        del document["rows"]
+    (tmp_path / "toy.json").write_text(json.dumps(document))
+    done = run_toy(tmp_path, "work", "--resume")
+    assert done.returncode == 1
+    assert "holds no rows: run without --resume" in done.stderr
+    (tmp_path / "toy.json").write_text("{")
+    assert "run without --resume" in run_toy(tmp_path, "work", "--resume").stderr
+
+
+def test_numbers_of_nothing_are_refused():
+    assert at_least(2)("2") == 2
+    assert above_zero("0.5") == 0.5
+    for kind, text in ((at_least(2), "1"), (above_zero, "0"), (above_zero, "nan"), (above_zero, "inf")):
+        with pytest.raises(argparse.ArgumentTypeError):
+            kind(text)
 
 
 def test_a_killed_benchmark_keeps_its_rows_and_goes_on(tmp_path):

@@ -30,10 +30,11 @@ own, and one below."""
     [
         ({"gaps": ()}, "gaps"),
         ({"gaps": (0, 2)}, "gaps"),
-        ({"window": -1}, "window must not be negative"),
-        ({"photometric_cap": 0.0}, "photometric_cap must be above 0"),
+        ({"window": -1}, "window must be a finite number of 0 or more"),
+        ({"photometric_cap": 0.0}, "photometric_cap must be a finite number above 0"),
         ({"max_area": 1.5}, "max_area"),
         ({"smoothness": float("nan")}, "smoothness"),
+        ({"min_speed": float("inf")}, "min_speed"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(changes: dict, told: str) -> None:

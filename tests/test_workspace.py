@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import models
 from tasks import params, workspace
 from tasks.errors import ParamsError
 from tasks.settings import override, parse_setting
@@ -65,6 +66,31 @@ def test_init_makes_a_repository_of_its_own_inside_another_and_takes_nothing_els
     assert "slower video is refused" in (folder / "params.yaml").read_text(), "the template's comments are kept"
     with pytest.raises(ParamsError, match="workspace already"):
         workspace.init(folder, {})
+
+
+def test_methods_are_those_that_exist_and_an_objective_is_none() -> None:
+    assert set(params.METHODS) == set(models.METHODS)
+    with pytest.raises(ParamsError, match=r"'motion_labels': it is an objective of mosis, train\.mosis\.objective"):
+        params.parse({"train": {"method": "motion_labels"}})
+    with pytest.raises(ParamsError, match="'yolo_supervized': did you mean yolo_supervised"):
+        params.parse({"train": {"method": "yolo_supervized"}})
+
+
+def test_self_training_where_it_would_do_nothing_is_refused() -> None:
+    assert params.parse({"train": {"self_training": 1}}).train.self_training == 1
+    for train in ({"method": "amd"}, {"mosis": {"objective": "em"}}):
+        with pytest.raises(ParamsError, match=r"train\.self_training: adds to motion labels"):
+            params.parse({"train": {"self_training": 1, **train}})
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize(
+    "key", ["mosis.lambda_obj", "amd.dense_weight", "amd.min_contrast", "motion_labels.smoothness"]
+)
+def test_weights_of_losses_are_numbers(key: str, value: float) -> None:
+    owner, name = key.split(".")
+    with pytest.raises(ParamsError, match=name):
+        params.parse({"train": {owner: {name: value}}})
 
 
 def test_a_misspelt_key_makes_nothing(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -53,5 +54,6 @@ class AmdConfig:
         for name in ("min_coverage", "min_area", "score_threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], not {getattr(self, name)}")
-        if self.min_contrast < 0:
-            raise ValueError(f"min_contrast must not be negative, not {self.min_contrast}")
+        for name in ("min_contrast", "dense_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of 0 or more, not {getattr(self, name)}")

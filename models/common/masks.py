@@ -70,11 +70,12 @@ def paste_together(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshol
 def crop_masks(masks: Tensor, index: Tensor, boxes: Tensor, side: int) -> Tensor:
     """What `paste_masks` should be given: of masks (N, H, W), those of index (R,), cut to boxes (R, 4).
 
-    Returns (R, side, side) float in [0, 1]: each cell's covered share, sampled at 2 x 2 points.
+    Returns (R, side, side) float in [0, 1]: each cell's covered share, sampled at 2 x 2 points. A box that is no number
+    covers what it likes: torchvision's RoIAlign would read memory that is not its own.
     """
     if len(boxes) == 0:
         return boxes.new_zeros(0, side, side)
-    regions = torch.cat((index[:, None].to(boxes.dtype), boxes), dim=1)
+    regions = torch.cat((index[:, None].to(boxes.dtype), boxes.nan_to_num(0.0, 0.0, 0.0)), dim=1)
     return roi_align(masks[:, None].to(boxes.dtype), regions, side, sampling_ratio=2, aligned=True)[:, 0]
 
 

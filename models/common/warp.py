@@ -29,7 +29,8 @@ def warp(image: Tensor, flow_uv: Tensor, *, outside: Outside = "border") -> Tens
     With flow_uv of frame t to t+1, warp(frame t+1, flow_uv) lies on frame t's grid and resembles frame t.
 
     image: (B, C, H, W). flow_uv: (B, 2, H, W) pixels, u to the right in channel 0, v down in channel 1.
-    outside: what is beyond the frame: the nearest border pixel, zeros, or the image again (circular).
+    outside: what is beyond the frame: the nearest border pixel, zeros, or the image again (circular). Where the motion
+    is no finite number, neither is the result.
     Returns (B, C, H, W), at least float32 whatever the inputs: half precision cannot hold sub-pixel coordinates.
     """
     height, width = image.shape[-2:]
@@ -43,7 +44,11 @@ def warp(image: Tensor, flow_uv: Tensor, *, outside: Outside = "border") -> Tens
     rows, columns = image.shape[-2:]
     grid = torch.stack((_to_unit(x, columns), _to_unit(y, rows)), dim=-1)  # (B, H, W, 2)
     padding_mode = "zeros" if outside == "zeros" else "border"
-    return F.grid_sample(image, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
+    # grid_sample's backward pass would write to memory that is not its own.
+    lost = ~grid.isfinite().all(-1)
+    grid = grid.masked_fill(lost[..., None], 0.0)
+    sampled = F.grid_sample(image, grid, mode="bilinear", padding_mode=padding_mode, align_corners=True)
+    return sampled.masked_fill(lost[:, None], torch.nan)
 
 
 def inside_frame(flow_uv: Tensor) -> Tensor:

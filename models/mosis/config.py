@@ -4,6 +4,7 @@ options of the literal one are the readings that say what the text means; `prese
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -115,6 +116,13 @@ def check_at_least(config: object, least: int, *names: str) -> None:
             raise ValueError(f"{name} must be at least {least}, not {getattr(config, name)}")
 
 
+def check_finite(config: object, *names: str) -> None:
+    """Raises ValueError naming the first of the settings `names` that is no finite number."""
+    for name in names:
+        if not math.isfinite(getattr(config, name)):
+            raise ValueError(f"{name} must be a finite number, not {getattr(config, name)}")
+
+
 @dataclass(frozen=True)
 class MosisConfig(InferenceConfig):
     """Named options for what the thesis leaves open or gets wrong are explained in README.md beside this file."""
@@ -154,6 +162,7 @@ class MosisConfig(InferenceConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_at_least(self, 1, "search_range", "frame_gap", "frame_step")
-        check_at_least(self, 0, "rounds")
+        check_at_least(self, 0, "rounds", "lambda_obj")
+        check_finite(self, "lambda_obj")
         if self.segment_motion == "closed_form" and self.warp_direction != "consistent":
             raise ValueError("segment_motion closed_form needs warp_direction consistent, not literal")

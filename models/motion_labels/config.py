@@ -6,6 +6,7 @@ proportion, and areas with their square.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -44,9 +45,9 @@ class MotionLabelsConfig:
             raise ValueError(f"gaps must be one frame or more, and at least one of them, not {list(self.gaps)}")
         numbers = ("min_area", "window", "min_track", "carry", "min_speed", "clear_motion", "smoothness", "appearance")
         for name in numbers:
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} must not be negative, not {getattr(self, name)}")
-        if not self.photometric_cap > 0:
-            raise ValueError(f"photometric_cap must be above 0, not {self.photometric_cap}")
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be a finite number of 0 or more, not {getattr(self, name)}")
+        if not 0 < self.photometric_cap < math.inf:
+            raise ValueError(f"photometric_cap must be a finite number above 0, not {self.photometric_cap}")
         if not 0 < self.max_area <= 1:
             raise ValueError(f"max_area must lie in (0, 1], not {self.max_area}")

@@ -22,11 +22,15 @@ from tasks.training.ranks import read_rank
 LOCK = Path(".mosis", "stage.lock")
 _USES_NETWORKS = ("train", "evaluate", "export")
 _INTERRUPTED = 130
+_USAGE = "python -m tasks STAGE in a workspace, with STAGE one of"
 
 
 def main(arguments: list[str]) -> int:
     """Exit code: 0, that of the MosisError (ParamsError 2, StoreError 3, others 1), 130 after Ctrl-C."""
     stage = arguments[0] if arguments else ""
+    if stage in ("-h", "--help"):
+        print(f"{_USAGE}: {', '.join(parameters.STAGES)}")
+        return 0
     try:
         _check_stage(arguments)
         _run(stage, Path.cwd())
@@ -48,7 +52,7 @@ def main(arguments: list[str]) -> int:
 def _check_stage(arguments: list[str]) -> None:
     known = ", ".join(parameters.STAGES)
     if len(arguments) != 1:
-        raise ParamsError(f"name one stage: python -m tasks STAGE, with STAGE one of {known}")
+        raise ParamsError(f"name one stage: {_USAGE}: {known}")
     if arguments[0] not in parameters.STAGES:
         close = difflib.get_close_matches(arguments[0], parameters.STAGES, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}?" if close else f"known are {known}"

@@ -30,7 +30,7 @@ FORMAT = 1
 _MAX_SIDE = 4096
 PIXELS_AT_ONCE = 8_000_000
 """Pixels of the frames predicted together; each may come back with dozens of masks of a byte a pixel."""
-_AGAIN = "run the train stage again (`dvc repro train`)"
+TRAIN_AGAIN = "run the train stage again (`dvc repro train`)"
 
 
 class Predictor:
@@ -56,13 +56,13 @@ class Predictor:
         try:
             model = models.METHODS[method](getattr(params.train, method), size)
         except (KeyError, AttributeError, ValueError) as error:
-            raise DataError(f"{resolved}: cannot build a network from it ({error}): {_AGAIN}") from None
+            raise DataError(f"{resolved}: cannot build a network from it ({error}): {TRAIN_AGAIN}") from None
         try:
             model.load_state_dict(safetensors.torch.load_file(weights), strict=True)
         except (OSError, safetensors.SafetensorError) as error:
-            raise DataError(f"{weights}: not readable weights ({_first_line(error)}): {_AGAIN}") from None
+            raise DataError(f"{weights}: not readable weights ({_first_line(error)}): {TRAIN_AGAIN}") from None
         except RuntimeError as error:
-            raise DataError(f"{weights} does not fit {resolved} ({_first_line(error)}): {_AGAIN}") from None
+            raise DataError(f"{weights} does not fit {resolved} ({_first_line(error)}): {TRAIN_AGAIN}") from None
         return cls(model, size, choose_device(device), params.train.precision)
 
     @torch.inference_mode()
@@ -142,17 +142,17 @@ def read_resolved(path: Path) -> tuple[parameters.Params, tuple[int, int]]:
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataError(f"{path}: not readable ({_first_line(error)}): {_AGAIN}") from None
+        raise DataError(f"{path}: not readable ({_first_line(error)}): {TRAIN_AGAIN}") from None
     if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise DataError(f"{path} is not of format {FORMAT}: {_AGAIN} with this version")
+        raise DataError(f"{path} is not of format {FORMAT}: {TRAIN_AGAIN} with this version")
     size = document.get("size")
     fits = isinstance(size, list) and len(size) == 2 and all(type(s) is int and 0 < s <= _MAX_SIDE for s in size)
     if not isinstance(size, list) or not fits:
-        raise DataError(f"{path}: size must be [height, width] in pixels up to {_MAX_SIDE}: {_AGAIN}")
+        raise DataError(f"{path}: size must be [height, width] in pixels up to {_MAX_SIDE}: {TRAIN_AGAIN}")
     try:
         return parameters.parse(document.get("params"), name=str(path)), (size[0], size[1])
     except MosisError as error:
-        raise DataError(f"{error}: {_AGAIN}") from None
+        raise DataError(f"{error}: {TRAIN_AGAIN}") from None
 
 
 def _to_cpu(instances: Instances) -> Instances:

@@ -161,6 +161,11 @@ def test_the_command_runs_a_stage(workspace: Path) -> None:
     assert len(open_clips(workspace / "data/clips")) == 2
 
 
+def test_help_names_the_stages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out.rstrip().endswith("one of: ingest, pairs, train, evaluate, export")
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -178,5 +178,6 @@ def test_a_hostile_teacher_is_one_line(tmp_path: Path, how: str, monkeypatch: py
     break_teacher(tmp_path / "outputs" / "train", how)
     with pytest.raises(ParamsError, match=r"^train\.teacher: ") as caught:
         open_teacher("outputs/train", tmp_path, "cpu")
+    assert "train stage" not in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "unpickled").exists()

@@ -19,7 +19,7 @@ from tasks.files import sha256_file
 from tasks.frames import FrameStore
 from tasks.labels import LabelStore
 from tasks.linking import TrackLinker
-from tasks.predict import Predictor
+from tasks.predict import TRAIN_AGAIN, Predictor
 from tasks.quality import ClipQuality
 from tasks.training.labelling import Labels
 from tasks.training.self_training import add_missing
@@ -75,7 +75,8 @@ def open_teacher(folder: str, workspace: Path, device: str) -> Teacher:
         predict = Predictor.load(weights, settings, device=device)
         digests = f"{sha256_file(weights)} {sha256_file(settings)}"
     except (DataError, OSError) as error:
-        raise ParamsError(f"{where}: not a model ({error})") from None
+        fault = str(error).split(f": {TRAIN_AGAIN}")[0]  # which is for the model of this workspace
+        raise ParamsError(f"{where}: not a model ({fault}): copy it there again, or set null") from None
     return Teacher(predict, hashlib.sha256(digests.encode()).hexdigest())
 
 
